@@ -1,0 +1,72 @@
+"""Which backend the tests run on is chosen from outside: ``pytest --backend torch``.
+
+A backend whose library is missing is an error. One whose GPU is missing skips what needs the GPU, and says so.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from xaffine import backends
+
+# Examples of each property; fewer where a library compiles or schedules anew for every shape.
+EXAMPLES = {"jax": 30, "dask": 30, "ndonnx": 5, "sparse": 30}
+
+OWN_FILES = {name: f"test_on_{name.replace('-', '_')}.py" for name in backends.names()}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--backend", default="numpy", choices=backends.names(), help="the array library to test on")
+    parser.addoption("--device", default=None, help="the device, as text of one of the backend's devices")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Derandomised: a run shows what the commit does, not what a seed found. Deadlines would test the machine.
+    settings.register_profile(
+        "xaffine",
+        max_examples=EXAMPLES.get(config.getoption("backend"), 100),
+        derandomize=True,
+        deadline=None,
+        database=None,
+        suppress_health_check=[HealthCheck.too_slow],
+    )
+    settings.load_profile("xaffine")
+    config.addinivalue_line("markers", "once: does not depend on the backend; runs with numpy only")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out the files that belong to another backend."""
+    others = {file for name, file in OWN_FILES.items() if name != config.getoption("backend")}
+    return True if collection_path.name in others else None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("backend") != "numpy":
+        once = [item for item in items if item.get_closest_marker("once")]
+        config.hook.pytest_deselected(items=once)
+        items[:] = [item for item in items if item not in once]
+
+
+@pytest.fixture(scope="session")
+def backend(request: pytest.FixtureRequest) -> backends.Backend:
+    """The backend under test."""
+    name = request.config.getoption("backend")
+    if name == "jax":
+        import jax
+
+        jax.config.update("jax_enable_x64", True)
+        jax.config.update("jax_default_matmul_precision", "float32")
+    try:
+        return backends.get(name)
+    except RuntimeError as error:  # the library is here, its GPU is not
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def device(request: pytest.FixtureRequest, backend: backends.Backend) -> object:
+    """The device under test, the backend's default one if none was named."""
+    name = request.config.getoption("device")
+    return None if name is None else next(d for d in backend.devices if str(d) == name)

@@ -1,0 +1,53 @@
+"""Every property of `xaffine.testing`, on the layer and on the two functional forms."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+
+from xaffine import AffineLayer, affine, affine_backward, affine_vjp
+from xaffine.backends import Array, Backend
+from xaffine.testing.checks import PROPERTIES, Property
+from xaffine.testing.strategies import cases
+
+
+class Functions:
+    """`affine` and `affine_backward` in the form of a layer."""
+
+    dW: Array = None
+    db: Array = None
+
+    def __init__(self, W: Array, b: Array | None = None, *, n_batch_axes: int | None = None) -> None:
+        self.W, self.b, self.options = W, b, {"n_batch_axes": n_batch_axes}
+
+    def forward(self, x: Array) -> Array:
+        self.x = x
+        return affine(x, self.W, self.b, **self.options)
+
+    def backward(self, dy: Array) -> Array:
+        dx, self.dW, self.db = affine_backward(dy, self.x, self.W, self.b, **self.options)
+        return dx
+
+
+class Vjp(Functions):
+    """`affine_vjp` in the form of a layer."""
+
+    def forward(self, x: Array) -> Array:
+        y, self.vjp = affine_vjp(x, self.W, self.b, **self.options)
+        return y
+
+    def backward(self, dy: Array) -> Array:
+        dx, self.dW, self.db = self.vjp(dy)
+        return dx
+
+
+@pytest.mark.parametrize("make", [AffineLayer, Functions, Vjp])
+@pytest.mark.parametrize("prop", PROPERTIES, ids=lambda prop: prop.name)
+def test_property(prop: Property, make: Any, backend: Backend, device: Any) -> None:
+    @given(case=cases(backend.dtypes(device), values=prop.values))
+    def holds(case: Any) -> None:
+        prop.check(make, case, backend, device)
+
+    holds()

@@ -1,0 +1,308 @@
+"""The array libraries that xaffine knows: which are here, and one by name.
+
+>>> from xaffine import backends
+>>> backend = backends.get("numpy")
+>>> x = backend.xp.ones((2, 3))
+>>> backend.to_numpy(x).shape
+(2, 3)
+
+The layer itself needs no backend object: it runs on whatever arrays it is given, on these libraries and
+on any other that conforms to the array API standard.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable, Sequence  # noqa: TC003 - fields of a dataclass
+from dataclasses import dataclass
+from types import ModuleType  # noqa: TC003 - likewise
+from typing import Any, TypeAlias
+
+import array_api_compat
+import numpy as np
+
+__all__ = ["Array", "Backend", "device_of", "get", "installed", "library_of", "names", "namespace_of"]
+
+Array: TypeAlias = Any
+"""An array of any library that conforms to the array API standard."""
+
+
+def _standard_devices(xp: ModuleType) -> Sequence[Any]:
+    # dask and JAX also list an entry that stands for "wherever the data are".
+    return [d for d in xp.__array_namespace_info__().devices() if d is not None and str(d) != "DASK_DEVICE"]
+
+
+def _always_usable(_library: ModuleType) -> str | None:
+    return None
+
+
+@dataclass(frozen=True, repr=False)
+class Backend:
+    """One array library: its namespace, devices, dtypes, and the way from and to NumPy.
+
+    Made by `get`; every attribute and method below works on the result of that.
+
+    Attributes
+    ----------
+    name : str
+        The name in this registry, such as ``"torch"``.
+    install : str
+        The command that installs the library.
+    """
+
+    name: str
+    install: str
+    _library: str
+    _namespace: str
+    _halves: tuple[str, ...] = ()
+    _to_numpy: Callable[[Array], Any] = np.asarray
+    _from_numpy: Callable[[np.ndarray], Any] = np.asarray
+    _devices: Callable[[ModuleType], Sequence[Any]] = _standard_devices
+    _why_unusable: Callable[[ModuleType], str | None] = _always_usable
+
+    def __repr__(self) -> str:
+        return f"<xaffine backend {self.name!r}>"
+
+    @property
+    def xp(self) -> ModuleType:
+        """The array API namespace of the library: ``xp.matmul``, ``xp.float32``, ..."""
+        return importlib.import_module(self._namespace)
+
+    @property
+    def version(self) -> str:
+        """The version of the library."""
+        return str(importlib.import_module(self._library).__version__)
+
+    @property
+    def devices(self) -> list[Any]:
+        """The devices that arrays can be put on, the default one first."""
+        return list(self._devices(self.xp))
+
+    def dtypes(self, device: Any = None) -> list[str]:
+        """Names of the dtypes that the layer runs on, those beside the standard (half precision) included.
+
+        Parameters
+        ----------
+        device : optional
+            One of `devices`; the default one if not given.
+        """
+        numeric = self.xp.__array_namespace_info__().dtypes(kind="numeric", device=device)
+        return [*self._halves, *sorted(set(numeric) - {"bool"})]
+
+    def from_numpy(self, array: np.ndarray, *, device: Any = None) -> Array:
+        """An array of this library with the values and the dtype of a NumPy array.
+
+        Parameters
+        ----------
+        array : numpy.ndarray
+            Any shape, any of the library's dtypes. The result may share its memory.
+        device : optional
+            One of `devices`; the default one if not given.
+
+        Returns
+        -------
+        array
+            Of the same shape.
+        """
+        return self.xp.asarray(self._from_numpy(array), device=device)
+
+    def to_numpy(self, array: Array) -> np.ndarray:
+        """A NumPy array with the values of an array of this library, from whatever device it is on.
+
+        Parameters
+        ----------
+        array
+            Any shape. A lazy array is computed.
+
+        Returns
+        -------
+        numpy.ndarray
+            Of the same shape and dtype; it may share memory with `array` and be read-only. The bfloat16 of
+            torch, which NumPy lacks, becomes float32.
+        """
+        return np.asarray(self._to_numpy(array))
+
+
+def _torch_to_numpy(tensor: Any) -> Any:
+    tensor = tensor.detach().cpu().resolve_conj()
+    return (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()
+
+
+_REGISTRY = {
+    backend.name: backend
+    for backend in (
+        Backend(
+            "numpy",
+            install="pip install numpy",
+            _library="numpy",
+            _namespace="array_api_compat.numpy",
+            _halves=("float16",),
+        ),
+        Backend(
+            "cupy",
+            install='pip install "xaffine[cuda13]" (or "xaffine[cuda12]", after the CUDA that your driver offers)',
+            _library="cupy",
+            _namespace="array_api_compat.cupy",
+            _halves=("float16",),
+            _to_numpy=lambda array: array.get(),
+            _why_unusable=lambda cupy: None if cupy.cuda.is_available() else "no CUDA device",
+        ),
+        Backend(
+            "torch",
+            install='pip install "xaffine[torch]"',
+            _library="torch",
+            _namespace="array_api_compat.torch",
+            _halves=("bfloat16", "float16"),
+            _to_numpy=_torch_to_numpy,
+            # torch refuses negative strides and warns of read-only memory: hand it a plain copy.
+            _from_numpy=lambda array: np.array(array, order="C"),
+            _devices=lambda xp: [
+                xp.device("cpu"), *(xp.device("cuda", i) for i in range(xp.cuda.device_count()))
+            ],
+        ),
+        Backend(
+            "jax",
+            install='pip install "xaffine[jax]"',
+            _library="jax",
+            _namespace="jax.numpy",
+            _halves=("bfloat16", "float16"),
+        ),
+        Backend(
+            "dask",
+            install='pip install "xaffine[dask]"',
+            _library="dask",
+            _namespace="array_api_compat.dask.array",
+            _halves=("float16",),
+            _to_numpy=lambda array: array.compute(),
+            # Automatic chunks divide by zero on some empty shapes (dask 2026.8).
+            _from_numpy=lambda array: importlib.import_module("dask.array").from_array(
+                array, chunks="auto" if array.size else -1
+            ),
+        ),
+        Backend(
+            "array-api-strict",
+            install="pip install array-api-strict",
+            _library="array_api_strict",
+            _namespace="array_api_strict",
+            _to_numpy=lambda array: array.to_device(array.__array_namespace__().Device("CPU_DEVICE")),
+        ),
+        Backend(
+            "ndonnx",
+            install="pip install ndonnx onnxruntime",
+            _library="ndonnx",
+            _namespace="ndonnx",
+            _halves=("float16",),
+            _to_numpy=lambda array: array.unwrap_numpy(),
+        ),
+        Backend(
+            "sparse",
+            install="pip install sparse",
+            _library="sparse",
+            _namespace="sparse",
+            _to_numpy=lambda array: array.todense(),
+        ),
+    )
+}  # fmt: skip
+
+
+def names() -> tuple[str, ...]:
+    """The names of all backends in the registry, installed or not.
+
+    >>> names()
+    ('numpy', 'cupy', 'torch', 'jax', 'dask', 'array-api-strict', 'ndonnx', 'sparse')
+    """
+    return tuple(_REGISTRY)
+
+
+def installed() -> tuple[str, ...]:
+    """The names of the backends whose library is installed here; nothing is imported to find out.
+
+    >>> "numpy" in installed()
+    True
+    """
+    return tuple(name for name, b in _REGISTRY.items() if importlib.util.find_spec(b._library))
+
+
+def get(name: str) -> Backend:
+    """The backend of that name, imported and usable.
+
+    Parameters
+    ----------
+    name : str
+        One of `names`.
+
+    Returns
+    -------
+    Backend
+
+    Raises
+    ------
+    ValueError
+        The registry has no such name.
+    ImportError
+        The library is not installed, with the command that installs it, or its import fails.
+    RuntimeError
+        The library is there and what it runs on is not: CuPy without a CUDA device.
+
+    Examples
+    --------
+    >>> from xaffine import backends
+    >>> xp = backends.get("numpy").xp
+    >>> xp.ones((2, 3)).shape
+    (2, 3)
+    """
+    backend = _REGISTRY.get(name)
+    if backend is None:
+        msg = f"no backend is called {name!r}; the backends are {', '.join(_REGISTRY)}"
+        raise ValueError(msg)
+    if importlib.util.find_spec(backend._library) is None:
+        msg = f"the backend {name!r} is not installed; to get it: {backend.install}"
+        raise ModuleNotFoundError(msg, name=backend._library)
+    try:
+        library = importlib.import_module(backend._library)
+        importlib.import_module(backend._namespace)
+    except ImportError as error:
+        msg = f"the backend {name!r} is installed and cannot be imported ({error}); to renew it: {backend.install}"
+        raise ImportError(msg, name=backend._library) from error
+    if missing := backend._why_unusable(library):
+        msg = (
+            f"the backend {name!r} is installed ({backend.version}) and finds {missing}: it needs an NVIDIA GPU "
+            f"and its driver (`nvidia-smi` lists both); without one, use xaffine.backends.get('numpy')"
+        )
+        raise RuntimeError(msg)
+    return backend
+
+
+def namespace_of(array: Array) -> ModuleType:
+    """The array API namespace that an array belongs to.
+
+    Raises
+    ------
+    TypeError
+        It is no array: a list, a Python number, a NumPy scalar.
+    """
+    if isinstance(array, np.generic):
+        msg = f"a NumPy scalar is no array: {array!r}"
+        raise TypeError(msg)
+    xp: ModuleType = array_api_compat.array_namespace(array)
+    return xp
+
+
+def library_of(xp: ModuleType) -> str:
+    """The name of the library behind a namespace, as users import it.
+
+    >>> library_of(get("numpy").xp)
+    'numpy'
+    """
+    return xp.__name__.removeprefix("array_api_compat.").partition(".")[0]
+
+
+def device_of(array: Array) -> Any:
+    """The device that an array is bound to, or None where nothing binds it to one.
+
+    JAX moves uncommitted arrays at will, traced arrays have no device yet, and an array sharded over several
+    devices has a sharding in place of one: whether those go together, JAX knows and checks itself.
+    """
+    device = array_api_compat.device(array)
+    return device if getattr(array, "committed", True) and not hasattr(device, "device_set") else None

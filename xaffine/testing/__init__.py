@@ -1,0 +1,17 @@
+"""The proof that an affine layer is right, for this one and for anyone's.
+
+Four tiers, each a set of properties in `checks.PROPERTIES`:
+
+1. *Exact*: on small integer values every sum is exact in any order, so results are compared with ``==``.
+2. *Bounded*: on random floats the error stays within the a-priori rounding bound of `bounds`.
+3. *Calculus*: adjoint identity, linearity, additivity over the batch, equivariance.
+4. *Contract*: shapes, dtypes, devices, fresh results, untouched inputs, rejected calls.
+
+`xaffine.testing.strategies` draws the cases with Hypothesis (extra ``testing``); the rest needs NumPy alone.
+"""
+
+from xaffine.testing import bounds, cases, checks
+from xaffine.testing.cases import Case, Operand
+from xaffine.testing.checks import PROPERTIES, Property
+
+__all__ = ["PROPERTIES", "Case", "Operand", "Property", "bounds", "cases", "checks"]

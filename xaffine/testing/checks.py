@@ -1,0 +1,351 @@
+"""The properties of an affine layer, each a function that any implementation can be put through.
+
+A check takes ``make``, a `Case` and a `Backend`; ``make(W, b, n_batch_axes=k)`` returns an object with
+``forward(x) -> y`` and ``backward(dy) -> dx`` that leaves dW and db in attributes of those names, as
+`xaffine.AffineLayer` does. It returns the worst error as a fraction of its rounding bound (0 where the
+comparison is exact) and raises `AssertionError`, with the case, where the property does not hold.
+
+>>> from xaffine import AffineLayer, backends
+>>> from xaffine.testing import cases, checks
+>>> case = cases.make_case((5,), (3,), 2, seed=0)
+>>> checks.forward_is_exact(AffineLayer, case, backends.get("numpy"))
+0.0
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
+
+import array_api_compat
+import numpy as np
+
+from xaffine.backends import device_of
+from xaffine.testing.cases import error_ratio
+
+if TYPE_CHECKING:
+    from xaffine.backends import Array, Backend
+    from xaffine.testing.cases import Case
+
+__all__ = [
+    "PROPERTIES",
+    "Layer",
+    "Make",
+    "Property",
+    "backward_belongs_to_latest_forward",
+    "backward_is_exact",
+    "backward_is_linear",
+    "backward_is_within_bounds",
+    "batch_is_the_sum_of_its_parts",
+    "differences_are_adjoint_to_gradients",
+    "forward_is_exact",
+    "forward_is_within_bound",
+    "inputs_are_left_alone",
+    "permuted_rows_permute_results",
+    "rejected_dy_changes_nothing",
+    "results_are_fresh",
+    "results_match_their_primals",
+]
+
+
+class Layer(Protocol):
+    """What a check needs of a layer."""
+
+    dW: Any
+    db: Any
+
+    def forward(self, x: Array, /) -> Array:
+        """Compute y."""
+
+    def backward(self, dy: Array, /) -> Array:
+        """Compute dx, and leave dW and db."""
+
+
+Make: TypeAlias = Callable[..., Layer]
+"""``make(W, b, n_batch_axes=k)`` returns a `Layer`."""
+
+
+class _Arrays(NamedTuple):
+    """Native operands of a case."""
+
+    x: Array
+    W: Array
+    b: Array | None
+    dy: Array
+
+
+def _arrays(case: Case, backend: Backend, device: Any) -> _Arrays:
+    b = None if case.b is None else case.b.on(backend, device)
+    return _Arrays(case.x.on(backend, device), case.W.on(backend, device), b, case.dy.on(backend, device))
+
+
+def _run(make: Make, case: Case, backend: Backend, device: Any) -> dict[str, np.ndarray]:
+    """One forward and backward: y, dx, dW and db as NumPy arrays; no db without a bias."""
+    x, W, b, dy = _arrays(case, backend, device)
+    layer = make(W, b, n_batch_axes=case.n_batch_axes)
+    y = layer.forward(x)
+    native = {"y": y, "dx": layer.backward(dy), "dW": layer.dW, "db": layer.db}
+    if b is None:
+        assert native.pop("db") is None, f"db is not None without a bias: {case}"
+    return {name: backend.to_numpy(array) for name, array in native.items()}
+
+
+def _require_equal(name: str, got: np.ndarray, expected: np.ndarray, case: Case) -> None:
+    """Assert that two results are of one shape and equal to the last bit."""
+    assert got.shape == expected.shape, f"{name} has shape {got.shape}, not {expected.shape}: {case}"
+    assert np.array_equal(got, expected), f"{name} is\n{got}\nand not\n{expected}\nfor {case}"
+
+
+def _require_within(results: dict[str, np.ndarray], names: tuple[str, ...], case: Case, bound: float) -> float:
+    """Assert that the errors of some results are at most `bound` times their rounding bounds."""
+    exact = case.exact()
+    worst = 0.0
+    for name in names:
+        if name in exact:
+            got, shape = results[name], exact[name].value.shape[1:]
+            assert got.shape == shape, f"{name} has shape {got.shape}, not {shape}: {case}"
+            ratio = error_ratio(got, exact[name])
+            worst = max(worst, ratio)
+            assert ratio <= bound, f"the error of {name} is {ratio:.3g} times its rounding bound: {case}\n{got}"
+    return worst
+
+
+# Tier 1: exact.
+
+
+def forward_is_exact(make: Make, case: Case, backend: Backend, device: Any = None) -> float:
+    """On small integers y is x W + b exactly."""
+    return _require_within(_run(make, case, backend, device), ("y",), case, 0)
+
+
+def backward_is_exact(make: Make, case: Case, backend: Backend, device: Any = None) -> float:
+    """On small integers dx is dy Wᵀ, dW is xᵀ dy and db is the sum of dy over the batch, exactly."""
+    return _require_within(_run(make, case, backend, device), ("dx", "dW", "db"), case, 0)
+
+
+# Tier 2: bounded.
+
+
+def forward_is_within_bound(make: Make, case: Case, backend: Backend, device: Any = None) -> float:
+    """On random floats the error of y is within its rounding bound."""
+    return _require_within(_run(make, case, backend, device), ("y",), case, 1)
+
+
+def backward_is_within_bounds(make: Make, case: Case, backend: Backend, device: Any = None) -> float:
+    """On random floats the errors of dx, dW and db are within their rounding bounds."""
+    return _require_within(_run(make, case, backend, device), ("dx", "dW", "db"), case, 1)
+
+
+# Tier 3: calculus. The operands are small integers, so every equation holds with ==.
+
+
+def differences_are_adjoint_to_gradients(
+    make: Make, case: Case, backend: Backend, device: Any = None
+) -> float:
+    """⟨f(p + v) − f(p), dy⟩ is ⟨v, gradient⟩ for a step v in x, in W or in b alone: f is affine in each."""
+    rng = np.random.default_rng(case.seed + 1)
+    base = _run(make, case, backend, device)
+    steps = {"x": case.x, "W": case.W} | ({} if case.b is None else {"b": case.b})
+    for name, primal in steps.items():
+        step = rng.integers(0, 2, primal.values.shape).astype(primal.values.dtype)
+        moved = _run(make, case.replace_values(**{name: primal.values + step}), backend, device)
+        forward = _inner(moved["y"], case.dy.values) - _inner(base["y"], case.dy.values)
+        backward = _inner(step, base[f"d{name}"])
+        assert forward == backward, f"a step in {name} changes L by {forward}, by d{name} {backward}: {case}"
+    return 0.0
+
+
+def backward_is_linear(make: Make, case: Case, backend: Backend, device: Any = None) -> float:
+    """The gradients at dy + g are those at dy plus those at g."""
+    rng = np.random.default_rng(case.seed + 2)
+    dy = case.dy.values
+    g = rng.integers(0, 2, dy.shape).astype(dy.dtype)
+    at_dy = _run(make, case, backend, device)
+    at_g = _run(make, case.replace_values(dy=g), backend, device)
+    at_sum = _run(make, case.replace_values(dy=dy + g), backend, device)
+    for name in at_sum.keys() - {"y"}:
+        _require_equal(name, at_sum[name], at_dy[name] + at_g[name], case)
+    return 0.0
+
+
+def batch_is_the_sum_of_its_parts(make: Make, case: Case, backend: Backend, device: Any = None) -> float:
+    """Cut the batch in two: y and dx are those of the parts in a row, dW and db are sums of theirs."""
+    if not case.batch:
+        return 0.0
+    cut = int(np.random.default_rng(case.seed + 3).integers(0, case.batch[0] + 1))
+    whole = _run(make, case, backend, device)
+    first, second = (_run(make, _rows(case, rows), backend, device) for rows in (slice(cut), slice(cut, None)))
+    for name in whole:
+        together = np.concatenate if name in ("y", "dx") else sum
+        _require_equal(name, whole[name], together([first[name], second[name]]), case)
+    return 0.0
+
+
+def permuted_rows_permute_results(make: Make, case: Case, backend: Backend, device: Any = None) -> float:
+    """A permutation of the batch permutes y and dx and leaves dW and db."""
+    if not case.batch:
+        return 0.0
+    order = np.random.default_rng(case.seed + 4).permutation(case.batch[0])
+    straight = _run(make, case, backend, device)
+    permuted = _run(make, _rows(case, order), backend, device)
+    for name in straight:
+        expected = straight[name][order] if name in ("y", "dx") else straight[name]
+        _require_equal(name, permuted[name], expected, case)
+    return 0.0
+
+
+def _rows(case: Case, rows: Any) -> Case:
+    part = case.replace_values(x=case.x.values[rows], dy=case.dy.values[rows])
+    return replace(part, batch=(*part.x.values.shape[:1], *case.batch[1:]))
+
+
+def _inner(a: np.ndarray, b: np.ndarray) -> Any:
+    """⟨a, b⟩ without a conjugate, in arithmetic wide enough to be exact."""
+    wide = np.complex128 if np.iscomplexobj(a) or np.iscomplexobj(b) else np.int64
+    return np.sum(a.astype(wide) * b.astype(wide))
+
+
+# Tier 4: contract.
+
+
+def results_match_their_primals(make: Make, case: Case, backend: Backend, device: Any = None) -> float:
+    """Gradients have the shape and dtype of their primals, y its own; all are of the library and device of x."""
+    x, W, b, dy = _arrays(case, backend, device)
+    layer = make(W, b, n_batch_axes=case.n_batch_axes)
+    y, dx = layer.forward(x), layer.backward(dy)
+    owed = [
+        ("y", y, (*case.batch, case.W.values.shape[1]), case.y_dtype),
+        ("dx", dx, case.x.values.shape, case.x.dtype),
+        ("dW", layer.dW, case.W.values.shape, case.W.dtype),
+    ]
+    if case.b is not None:
+        owed.append(("db", layer.db, case.b.values.shape, case.b.dtype))
+    for name, result, shape, dtype in owed:
+        assert type(result) is type(x), f"{name} is a {type(result)}, not a {type(x)}: {case}"
+        # A lazy library may show a shape only with the values.
+        sized = backend.to_numpy(result) if array_api_compat.size(result) is None else result
+        assert tuple(sized.shape) == shape, f"{name} has shape {sized.shape}, not {shape}: {case}"
+        got = str(result.dtype).rpartition(".")[2]
+        assert got == dtype, f"{name} has dtype {got}, not {dtype}: {case}"
+        assert device_of(result) == device_of(x), f"{name} is on {device_of(result)}, not {device_of(x)}: {case}"
+    return 0.0
+
+
+def inputs_are_left_alone(make: Make, case: Case, backend: Backend, device: Any = None) -> float:
+    """Forward and backward write to none of x, W, b and dy."""
+    arrays = _arrays(case, backend, device)
+    x, W, b, dy = arrays
+    layer = make(W, b, n_batch_axes=case.n_batch_axes)
+    layer.forward(x)
+    layer.backward(dy)
+    for name, array in arrays._asdict().items():
+        if array is not None:
+            _require_equal(name, backend.to_numpy(array), getattr(case, name).values, case)
+    return 0.0
+
+
+def results_are_fresh(make: Make, case: Case, backend: Backend, device: Any = None) -> float:
+    """A later forward and backward change no result of an earlier one, and the same call gives the same again."""
+    x, W, b, dy = _arrays(case, backend, device)
+    layer = make(W, b, n_batch_axes=case.n_batch_axes)
+
+    def results() -> dict[str, Array]:
+        y = layer.forward(x)
+        return {"y": y, "dx": layer.backward(dy), "dW": layer.dW, "db": layer.db}
+
+    first = results()
+    before = {name: np.array(backend.to_numpy(a)) for name, a in first.items() if a is not None}
+    xp = backend.xp
+    layer.forward(xp.zeros_like(x))
+    layer.backward(xp.zeros_like(dy))
+    again = results()
+    for name, expected in before.items():
+        _require_equal(f"the earlier {name}", backend.to_numpy(first[name]), expected, case)
+        _require_equal(f"the later {name}", backend.to_numpy(again[name]), expected, case)
+    return 0.0
+
+
+def backward_belongs_to_latest_forward(
+    make: Make, case: Case, backend: Backend, device: Any = None
+) -> float:
+    """After two forwards the gradients are those of the second; after two backwards, those of one."""
+    x, W, b, dy = _arrays(case, backend, device)
+    layer = make(W, b, n_batch_axes=case.n_batch_axes)
+    layer.forward(backend.xp.zeros_like(x))
+    layer.forward(x)
+    layer.backward(dy)
+    native = {"dx": layer.backward(dy), "dW": layer.dW, "db": layer.db}
+    results = {name: backend.to_numpy(a) for name, a in native.items() if a is not None}
+    return _require_within(results, ("dx", "dW", "db"), case, 0)
+
+
+def rejected_dy_changes_nothing(make: Make, case: Case, backend: Backend, device: Any = None) -> float:
+    """A dy of a wrong shape raises, and the gradients and the next right backward are as if it had not come."""
+    x, W, b, dy = _arrays(case, backend, device)
+    layer = make(W, b, n_batch_axes=case.n_batch_axes)
+    layer.forward(x)
+    layer.backward(dy)
+    dW, db = layer.dW, layer.db
+    *batch, m = case.dy.values.shape
+    for shape in ((*batch, m + 1), (1, *batch, m)):
+        wrong = case.replace_values(dy=np.zeros(shape, case.dy.values.dtype)).dy.on(backend, device)
+        try:
+            layer.backward(wrong)
+        except Exception:  # noqa: BLE001, S110 - which error it is, is the implementation's own contract
+            pass
+        else:
+            msg = f"backward accepts a dy of shape {shape}: {case}"
+            raise AssertionError(msg)
+        assert layer.dW is dW, f"a rejected dy replaced dW: {case}"
+        assert layer.db is db, f"a rejected dy replaced db: {case}"
+    native = {"dx": layer.backward(dy), "dW": layer.dW, "db": layer.db}
+    results = {name: backend.to_numpy(a) for name, a in native.items() if a is not None}
+    return _require_within(results, ("dx", "dW", "db"), case, 0)
+
+
+@dataclass(frozen=True)
+class Property:
+    """One sentence that holds for a right implementation.
+
+    Attributes
+    ----------
+    tier : {"exact", "bounded", "calculus", "contract"}
+        Which tier of proof it belongs to.
+    values : {"integers", "floats"}
+        What values its cases hold.
+    check : callable
+        ``check(make, case, backend, device=None)``.
+    """
+
+    tier: str
+    values: str
+    check: Callable[..., float]
+
+    @property
+    def name(self) -> str:
+        """The name of the check."""
+        return self.check.__name__
+
+    @property
+    def sentence(self) -> str:
+        """What the property says."""
+        return (self.check.__doc__ or "").strip()
+
+
+PROPERTIES = (
+    Property("exact", "integers", forward_is_exact),
+    Property("exact", "integers", backward_is_exact),
+    Property("bounded", "floats", forward_is_within_bound),
+    Property("bounded", "floats", backward_is_within_bounds),
+    Property("calculus", "integers", differences_are_adjoint_to_gradients),
+    Property("calculus", "integers", backward_is_linear),
+    Property("calculus", "integers", batch_is_the_sum_of_its_parts),
+    Property("calculus", "integers", permuted_rows_permute_results),
+    Property("contract", "integers", results_match_their_primals),
+    Property("contract", "integers", inputs_are_left_alone),
+    Property("contract", "integers", results_are_fresh),
+    Property("contract", "integers", backward_belongs_to_latest_forward),
+    Property("contract", "integers", rejected_dy_changes_nothing),
+)
+"""All properties, cheapest proof first."""
