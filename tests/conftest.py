@@ -53,16 +53,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(scope="session")
 def backend(request: pytest.FixtureRequest) -> backends.Backend:
     """The backend under test."""
-    name = request.config.getoption("backend")
-    if name == "jax":
-        import jax
-
-        jax.config.update("jax_enable_x64", True)
-        jax.config.update("jax_default_matmul_precision", "float32")
     try:
-        return backends.get(name)
+        backend = backends.get(request.config.getoption("backend"))
     except RuntimeError as error:  # the library is here, its GPU is not
         pytest.skip(str(error))
+    backend.use_full_precision()
+    return backend
 
 
 @pytest.fixture(scope="session")

@@ -33,8 +33,8 @@ def _standard_devices(xp: ModuleType) -> Sequence[Any]:
     return [d for d in xp.__array_namespace_info__().devices() if d is not None and str(d) != "DASK_DEVICE"]
 
 
-def _always_usable(_library: ModuleType) -> str | None:
-    return None
+def _nothing(_: Any) -> None:
+    """For libraries that compute at once, are always usable, or compute in the precision they are told."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -59,7 +59,9 @@ class Backend:
     _to_numpy: Callable[[Array], Any] = np.asarray
     _from_numpy: Callable[[np.ndarray], Any] = np.asarray
     _devices: Callable[[ModuleType], Sequence[Any]] = _standard_devices
-    _why_unusable: Callable[[ModuleType], str | None] = _always_usable
+    _why_unusable: Callable[[ModuleType], str | None] = _nothing
+    _wait: Callable[[Array], Any] = _nothing
+    _full_precision: Callable[[ModuleType], Any] = _nothing
 
     def __repr__(self) -> str:
         return f"<xaffine backend {self.name!r}>"
@@ -123,6 +125,18 @@ class Backend:
         """
         return np.asarray(self._to_numpy(array))
 
+    def wait(self, array: Array) -> None:
+        """Block until an array is computed: what a stopwatch needs. A lazy array is computed and dropped."""
+        self._wait(array)
+
+    def use_full_precision(self) -> None:
+        """Make the library compute float32 and float64 products as such, in the whole process.
+
+        JAX by default turns float64 into float32 and may round float32 products to fewer bits on accelerators.
+        A comparison with rounding bounds needs neither.
+        """
+        self._full_precision(importlib.import_module(self._library))
+
 
 def _torch_to_numpy(tensor: Any) -> Any:
     tensor = tensor.detach().cpu().resolve_conj()
@@ -147,6 +161,7 @@ _REGISTRY = {
             _halves=("float16",),
             _to_numpy=lambda array: array.get(),
             _why_unusable=lambda cupy: None if cupy.cuda.is_available() else "no CUDA device",
+            _wait=lambda array: array.device.synchronize(),
         ),
         Backend(
             "torch",
@@ -160,6 +175,7 @@ _REGISTRY = {
             _devices=lambda xp: [
                 xp.device("cpu"), *(xp.device("cuda", i) for i in range(xp.cuda.device_count()))
             ],
+            _wait=lambda tensor: tensor.is_cuda and importlib.import_module("torch").cuda.synchronize(tensor.device),
         ),
         Backend(
             "jax",
@@ -167,6 +183,11 @@ _REGISTRY = {
             _library="jax",
             _namespace="jax.numpy",
             _halves=("bfloat16", "float16"),
+            _wait=lambda array: array.block_until_ready(),
+            _full_precision=lambda jax: [
+                jax.config.update("jax_enable_x64", True),
+                jax.config.update("jax_default_matmul_precision", "float32"),
+            ],
         ),
         Backend(
             "dask",
@@ -175,6 +196,7 @@ _REGISTRY = {
             _namespace="array_api_compat.dask.array",
             _halves=("float16",),
             _to_numpy=lambda array: array.compute(),
+            _wait=lambda array: array.compute(),
             # Automatic chunks divide by zero on some empty shapes (dask 2026.8).
             _from_numpy=lambda array: importlib.import_module("dask.array").from_array(
                 array, chunks="auto" if array.size else -1

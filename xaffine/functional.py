@@ -48,7 +48,13 @@ _OPERANDS = ("x", "W", "b")
 
 
 def affine(
-    x: Array, W: Array, b: Array | None = None, /, *, n_batch_axes: int | None = None, out: Array | None = None
+    x: Array,
+    W: Array,
+    b: Array | None = None,
+    /,
+    *,
+    n_batch_axes: int | None = None,
+    out: Array | None = None,
 ) -> Array:
     """Compute y = x W + b.
 
@@ -164,9 +170,7 @@ def affine_backward(
     return gradients if out is None else Gradients(*map(_write, gradients, out))
 
 
-def affine_vjp(
-    x: Array, W: Array, b: Array | None = None, /, *, n_batch_axes: int | None = None
-) -> tuple[Array, Vjp]:
+def affine_vjp(x: Array, W: Array, b: Array | None = None, /, *, n_batch_axes: int | None = None) -> tuple[Array, Vjp]:
     """Compute y = x W + b and the function that pulls dy back to the gradients.
 
     Parameters

@@ -57,7 +57,7 @@ def check(x: Array, W: Array, b: Array | None, n_batch_axes: int | None) -> Oper
     if _differ(_size(x.shape[k:]), n):
         default = " (the default)" if n_batch_axes is None else ""
         msg = (
-            f"with n_batch_axes = {k}{default} the features of x are {_text(x.shape[k:])}, {_size(x.shape[k:])} values, "
+            f"with n_batch_axes = {k}{default} x has features {_text(x.shape[k:])}, {_size(x.shape[k:])} values, "
             f"and W takes n = {n}: {describe(x=x, W=W, b=b)}. {_remedy_for_features(x, n)}"
         )
         raise ValueError(msg)
@@ -222,7 +222,9 @@ def _check_dtypes(xp: ModuleType, dtypes: list[Any], operands: dict[str, Any]) -
         if common is not None and xp.isdtype(common, _KINDS[kinds[0]]):
             return common
     widest = _dtype_name(dtypes[kinds.index(max(kinds))]) if max(kinds) != -1 else "a floating dtype"
-    others = [name for name, operand in operands.items() if operand is not None and _dtype_name(operand.dtype) != widest]
+    others = [
+        name for name, operand in operands.items() if operand is not None and _dtype_name(operand.dtype) != widest
+    ]
     msg = (
         f"the dtypes must be of one kind (integer, real floating or complex floating) and have a common dtype: "
         f"{describe(**operands)}. Cast {' and '.join(others)} to {widest} first, with xp.astype"
@@ -236,7 +238,7 @@ def _check_parameter_shapes(W: Array, b: Array | None, **others: Any) -> None:
         raise ValueError(msg)
     if b is not None and _shapes_differ(b.shape, W.shape[1:]):
         msg = (
-            f"b must have the shape (m,) = {_text(W.shape[1:])}, it is never broadcast: {describe(**others, W=W, b=b)}. "
+            f"b must have the shape (m,) = {_text(W.shape[1:])}, never broadcast: {describe(**others, W=W, b=b)}. "
             f"Reshape it first, or pass None for no bias"
         )
         raise ValueError(msg)

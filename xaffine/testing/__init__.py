@@ -11,7 +11,7 @@ Four tiers, each a set of properties in `checks.PROPERTIES`:
 """
 
 from xaffine.testing import bounds, cases, checks
-from xaffine.testing.cases import Case, Operand
+from xaffine.testing.cases import Case, Operand, make_case
 from xaffine.testing.checks import PROPERTIES, Property
 
-__all__ = ["PROPERTIES", "Case", "Operand", "Property", "bounds", "cases", "checks"]
+__all__ = ["PROPERTIES", "Case", "Operand", "Property", "bounds", "cases", "checks", "make_case"]

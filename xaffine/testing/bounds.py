@@ -75,9 +75,7 @@ def gamma(k: int, u: Fraction) -> Fraction | float:
     return k * u / (1 - k * u) if k * u < 1 else math.inf
 
 
-def rounding_bound(
-    exact: Fraction, magnitude: Fraction, k: int, computed_in: str, rounded_to: str
-) -> Fraction | float:
+def rounding_bound(exact: Fraction, magnitude: Fraction, k: int, computed_in: str, rounded_to: str) -> Fraction | float:
     """Bound the error of one element that is a sum of products.
 
     Parameters

@@ -124,7 +124,7 @@ class Case:
     def replace_values(self, **values: np.ndarray) -> Case:
         """The same case with other values for some operands, in plain layout."""
         operands = {name: replace(getattr(self, name), values=v, layout="C") for name, v in values.items()}
-        return replace(self, **operands)  # type: ignore[arg-type]  # only operands are named
+        return replace(self, **operands)
 
     def exact(self) -> dict[str, Exact]:
         """The exact y, dx, dW and db (without a bias, no db), in the shapes that the layer owes."""
@@ -294,16 +294,16 @@ def _integers(values: np.ndarray, scale: int) -> np.ndarray:
     return integers
 
 
-def _product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def _product(a: Any, b: Any) -> Any:
     if len(a) == 1:
-        return np.matmul(a, b)
+        return a @ b
     return np.stack([a[0] @ b[0] - a[1] @ b[1], a[0] @ b[1] + a[1] @ b[0]])
 
 
-def _magnitude(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def _magnitude(a: Any, b: Any) -> Any:
     a, b = abs(a), abs(b)
     if len(a) == 1:
-        return np.matmul(a, b)
+        return a @ b
     return np.stack([a[0] @ b[0] + a[1] @ b[1], a[0] @ b[1] + a[1] @ b[0]])
 
 

@@ -1,0 +1,83 @@
+"""Every check of the project: ``nox`` runs all, ``nox -s "tests(torch)"`` those of one backend."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import nox
+
+# uv does not look where the CPU build of torch may be served from.
+nox.options.default_venv_backend = "virtualenv"
+nox.options.error_on_missing_interpreters = True
+nox.options.error_on_external_run = True
+nox.needs_version = ">=2025.5"
+
+PYPROJECT = nox.project.load_toml("pyproject.toml")
+BACKENDS = ("numpy", "array-api-strict", "torch", "jax", "dask", "sparse", "ndonnx", "cupy")
+COVERED = ("numpy", "array-api-strict")
+
+
+def lowest(requirements: list[str]) -> list[str]:
+    """Turn the lower bounds of some requirements into pins."""
+    return [requirement.replace(">=", "==") for requirement in requirements]
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style, formatting and types."""
+    session.install("-e", ".", *nox.project.dependency_groups(PYPROJECT, "lint"))
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+    session.run("mypy")
+
+
+@nox.session
+@nox.parametrize(
+    "backend",
+    [
+        *(nox.param(name, id=name, tags=["gpu"] if name == "cupy" else []) for name in BACKENDS),
+        nox.param("minimum", id="minimum"),
+    ],
+)
+def tests(session: nox.Session, backend: str) -> None:
+    """Run the tests on one backend, or on NumPy with the lowest versions that pyproject.toml allows."""
+    requirements = list(nox.project.dependency_groups(PYPROJECT, backend))
+    if backend == "minimum":
+        project = PYPROJECT["project"]
+        extras = project["optional-dependencies"]
+        requirements = [*requirements, *lowest(project["dependencies"] + extras["cli"] + extras["testing"])]
+    session.install("-e", ".[cli,testing]", *requirements)
+
+    arguments = ["--backend", "numpy" if backend == "minimum" else backend]
+    if backend in COVERED:
+        arguments += ["--cov", "--cov-report="]
+    session.run("pytest", *arguments, *session.posargs, env={"COVERAGE_FILE": f".coverage.{backend}"})
+
+
+@nox.session
+def coverage(session: nox.Session) -> None:
+    """Require that the NumPy and strict sessions, run before, cover every line and branch."""
+    session.install("coverage>=7.10")
+    files = [name for backend in COVERED for name in map(str, Path().glob(f".coverage.{backend}*"))]
+    session.run("coverage", "combine", "--keep", *files)
+    session.run("coverage", "report")
+
+
+@nox.session
+def build(session: nox.Session) -> None:
+    """Build wheel and sdist, and import the package from each in a clean environment."""
+    session.install("build")
+    with tempfile.TemporaryDirectory() as folder:
+        session.run("python", "-m", "build", "--outdir", folder)
+        packages = sorted(map(str, Path(folder).iterdir()))
+        assert len(packages) == 2, packages
+        for package in packages:
+            venv = Path(folder, "venv")
+            session.run("python", "-m", "venv", "--clear", str(venv))
+            python = str(next(venv.glob("*/python*")))
+            session.run(python, "-m", "pip", "install", "--quiet", package, external=True)
+            session.chdir(folder)  # away from the source, which would be imported instead
+            session.run(python, "-c", "import xaffine; print(xaffine.__file__)", external=True)
+            session.run(python, "-m", "xaffine", "--version", external=True)
+            session.chdir(session.invoked_from)

@@ -1,0 +1,123 @@
+"""Bad input raises the promised type, on every backend, and says what came in and what to do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from xaffine import affine, affine_backward, affine_vjp
+from xaffine.backends import Backend
+
+
+@pytest.fixture
+def ones(backend: Backend, device: Any) -> Any:
+    """What makes an array of ones of the backend under test."""
+
+    def make(*shape: int, dtype: str = "float32") -> Any:
+        return backend.from_numpy(np.ones(shape, dtype), device=device)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("x", "W", "b", "options", "words"),
+    [
+        ((2, 3), (4, 5), None, {}, ["n = 4", "(2, 3)", "(4, 5)", "No n_batch_axes fits", "4 features"]),
+        ((2, 3, 4), (4, 5), None, {}, ["the default", "(2, 3, 4)", "(4, 5)", "n_batch_axes = 2 would fit"]),
+        ((2, 3, 4), (12, 5), None, {"n_batch_axes": 0}, ["n_batch_axes = 1 would fit"]),
+        ((4,), (1, 5), None, {}, ["(4,)", "n_batch_axes = 1 would fit"]),
+        ((2, 3), (3,), None, {}, ["W must be 2-D", "(2, 3)", "(3,)"]),
+        ((2, 3), (3, 2, 1), None, {}, ["W must be 2-D", "(3, 2, 1)"]),
+        ((2, 3), (3, 4), (4, 1), {}, ["(m,) = (4,)", "never broadcast", "(4, 1)"]),
+        ((2, 3), (3, 4), (1, 4), {}, ["never broadcast", "(1, 4)"]),
+        ((2, 3), (3, 4), (1,), {}, ["never broadcast", "(1,)"]),
+        ((2, 3), (3, 4), (), {}, ["never broadcast", "float32 ()"]),
+        ((), (1, 4), None, {}, ["at least one axis", "float32 ()"]),
+        ((2, 3), (3, 4), None, {"n_batch_axes": 3}, ["3 is out of range", "-2 to 2"]),
+        ((2, 3), (3, 4), None, {"n_batch_axes": -3}, ["-3 is out of range"]),
+    ],
+)
+def test_shapes(ones: Any, x: Any, W: Any, b: Any, options: Any, words: list[str]) -> None:
+    operands = [ones(*shape) for shape in (x, W, b) if shape is not None]
+    for call in (affine, affine_vjp, lambda *a, **o: affine_backward(ones(2, 4), *a, **o)):
+        with pytest.raises(ValueError) as caught:  # noqa: PT011 - the words are checked below
+            call(*operands, **options)
+        for word in words:
+            assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("n_batch_axes", [True, 1.0, "1", (1,)])
+def test_batch_axes_that_are_no_int(ones: Any, n_batch_axes: Any) -> None:
+    with pytest.raises(TypeError, match="n_batch_axes must be an int or None"):
+        affine(ones(2, 3), ones(3, 4), n_batch_axes=n_batch_axes)
+
+
+@pytest.mark.parametrize("shape", [(2, 5), (1, 4), (4,), (), (2, 4, 1), (3, 4)])
+def test_dy_of_another_shape(ones: Any, shape: Any) -> None:
+    with pytest.raises(ValueError, match=r"dy must have the shape of y, \(2, 4\).*\(2, 3\).*\(3, 4\)"):
+        affine_backward(ones(*shape), ones(2, 3), ones(3, 4), ones(4))
+
+
+@pytest.mark.parametrize(
+    ("dtypes", "words"),
+    [
+        (("int32", "float32", "float32"), "Cast x to float32 first"),
+        (("float32", "int32", "float32"), "Cast W to float32 first"),
+        (("float32", "float32", "int32"), "Cast b to float32 first"),
+        (("bool", "float32", "float32"), "Cast x to float32 first"),
+        (("bool", "bool", "bool"), "Cast x and W and b to a floating dtype first"),
+    ],
+)
+def test_dtypes_of_two_kinds(ones: Any, dtypes: Any, words: str) -> None:
+    x, W, b = (ones(*shape, dtype=dtype) for shape, dtype in zip(((2, 3), (3, 4), (4,)), dtypes, strict=True))
+    with pytest.raises(TypeError, match=words) as caught:
+        affine(x, W, b)
+    for name, dtype in zip("xWb", dtypes, strict=True):
+        assert f"{name} is {dtype}" in str(caught.value)
+
+
+def test_dy_of_another_kind(ones: Any) -> None:
+    with pytest.raises(TypeError, match="Cast dy to float32 first"):
+        affine_backward(ones(2, 4, dtype="int32"), ones(2, 3), ones(3, 4))
+
+
+def test_real_operands_with_complex_ones(backend: Backend, ones: Any) -> None:
+    if "complex64" in backend.dtypes():
+        with pytest.raises(TypeError, match="Cast x to complex64 first"):
+            affine(ones(2, 3), ones(3, 4, dtype="complex64"))
+
+
+def test_dtypes_without_a_common_one(backend: Backend, ones: Any) -> None:
+    if {"int64", "uint64"} <= set(backend.dtypes()):
+        with pytest.raises(TypeError, match="Cast W to int64 first"):
+            affine(ones(2, 3, dtype="int64"), ones(3, 4, dtype="uint64"))
+
+
+@pytest.mark.parametrize("bad", [[[1.0, 2.0, 3.0]], 3.0, None, "x", np.float64(3)], ids=lambda bad: type(bad).__name__)
+def test_what_is_no_array(ones: Any, bad: Any) -> None:
+    for operands in ((bad, ones(3, 4)), (ones(2, 3), bad)):
+        with pytest.raises(TypeError, match="is no array"):
+            affine(*operands)
+    with pytest.raises(TypeError, match="dy is no array"):
+        affine_backward(bad, ones(2, 3), ones(3, 4))
+
+
+def test_arrays_of_two_libraries(backend: Backend, ones: Any) -> None:
+    if backend.name == "numpy":
+        import array_api_strict as other
+
+        foreign = other.ones((3, 4), dtype=other.float32)
+    else:
+        foreign = np.ones((3, 4), "float32")
+    with pytest.raises(TypeError, match=r"two libraries: x is float32 \(2, 3\).*W is float32 \(3, 4\).*from_numpy"):
+        affine(ones(2, 3), foreign)
+    with pytest.raises(TypeError, match="two libraries"):
+        affine_backward(foreign[:2, :], ones(2, 3), ones(3, 4))
+
+
+@pytest.mark.parametrize("wrt", [("y",), ("x", "dW"), "Wb "])
+def test_wrt_of_unknown_names(ones: Any, wrt: Any) -> None:
+    with pytest.raises(ValueError, match="'x', 'W' and 'b'"):
+        affine_backward(ones(2, 4), ones(2, 3), ones(3, 4), wrt=wrt)

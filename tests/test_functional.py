@@ -1,0 +1,224 @@
+"""`affine`, `affine_backward` and `affine_vjp` beyond the properties: worked numbers, wrt, out, NaN, threads."""
+
+from __future__ import annotations
+
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+
+from xaffine import Gradients, affine, affine_backward, affine_vjp, functional
+from xaffine.backends import Backend
+from xaffine.testing import make_case
+from xaffine.testing.cases import error_ratio
+
+
+@pytest.fixture
+def array(backend: Backend, device: Any) -> Any:
+    """What makes an array of the backend under test."""
+
+    def make(values: Any, dtype: str = "float32") -> Any:
+        return backend.from_numpy(np.asarray(values, dtype), device=device)
+
+    return make
+
+
+def test_bias_is_added_to_every_row(backend: Backend, array: Any) -> None:
+    y = affine(array(np.eye(2)), array([[1, 2, 3], [6, 8, 10]]), array([1, -1, 5]))
+    assert backend.to_numpy(y).tolist() == [[2, 1, 8], [7, 7, 15]]
+
+
+def test_db_sums_dy_over_the_batch(backend: Backend, array: Any) -> None:
+    gradients = affine_backward(array([[7, 5, 3], [2, 4, 8]]), array(np.eye(2)), array(np.ones((2, 3))), array([0] * 3))
+    assert backend.to_numpy(gradients.db).tolist() == [9, 9, 11]
+
+
+def test_backward_by_hand(backend: Backend, array: Any) -> None:
+    x, W, dy = array([[1, 2], [3, 4]]), array([[1, -1, 2], [0, 3, 1]]), array([[1, 0, 2], [0, 1, 1]])
+    dx, dW, db = (backend.to_numpy(g).tolist() for g in affine_backward(dy, x, W, array([0, 0, 0])))
+    assert dx == [[5, 2], [1, 4]]
+    assert dW == [[1, 3, 5], [2, 4, 8]]
+    assert db == [1, 1, 3]
+
+
+@pytest.mark.parametrize(
+    ("shape", "n_batch_axes", "n", "y_shape"),
+    [
+        ((6,), None, 6, (4,)),
+        ((2, 6), None, 6, (2, 4)),
+        ((2, 3, 2), None, 6, (2, 4)),
+        ((2, 3, 5), -1, 5, (2, 3, 4)),
+        ((2, 3, 5), 2, 5, (2, 3, 4)),
+        ((2, 3, 5), 0, 30, (4,)),
+        ((2, 3), 2, 1, (2, 3, 4)),
+        ((2, 3), -2, 6, (4,)),
+        ((5,), 1, 1, (5, 4)),
+        ((0, 3, 2), 1, 6, (0, 4)),
+        ((2, 0, 3), 1, 0, (2, 4)),
+    ],
+)
+def test_slice_rule(backend: Backend, array: Any, shape: Any, n_batch_axes: Any, n: int, y_shape: Any) -> None:
+    x = array(np.ones(shape))
+    y, vjp = affine_vjp(x, array(np.ones((n, 4))), array(np.ones(4)), n_batch_axes=n_batch_axes)
+    assert backend.to_numpy(y).shape == y_shape
+    assert np.all(backend.to_numpy(y) == n + 1)
+    assert backend.to_numpy(vjp(y).dx).shape == shape
+
+
+def test_integers_of_numpy_count_as_batch_axes(array: Any) -> None:
+    assert affine(array(np.ones((2, 3, 5))), array(np.ones((5, 4))), n_batch_axes=np.int64(2)).ndim == 3
+
+
+@pytest.mark.parametrize("wrt", [(), ("x",), ("W",), ("b",), ["b", "x"], ("x", "W", "b"), "W"])
+def test_only_gradients_wanted_are_computed(monkeypatch: pytest.MonkeyPatch, array: Any, wrt: Any) -> None:
+    called = []
+    for name in ("x", "W", "b"):
+        original = getattr(functional.kernel, f"backward_{name}")
+        monkeypatch.setattr(
+            functional.kernel, f"backward_{name}", lambda *a, n=name, f=original: called.append(n) or f(*a)
+        )
+    gradients = affine_backward(
+        array(np.ones((2, 4))), array(np.ones((2, 3))), array(np.ones((3, 4))), array(np.ones(4)), wrt=wrt
+    )
+    assert sorted(called) == sorted(wrt)
+    assert {name for name, g in zip("xWb", gradients, strict=True) if g is not None} == set(wrt)
+
+
+def test_wrt_b_without_a_bias_is_none(array: Any) -> None:
+    gradients = affine_backward(array(np.ones((2, 4))), array(np.ones((2, 3))), array(np.ones((3, 4))), wrt=("b",))
+    assert gradients == (None, None, None)
+
+
+def test_half_precision_sums_do_not_stall(backend: Backend, device: Any) -> None:
+    # A running float16 sum of ones stops at 2048, a bfloat16 one at 256; 4096 is a value of both.
+    for dtype in {"float16", "bfloat16"} & set(backend.dtypes(device)):
+        case = make_case((4096,), (1,), 2, seed=0, dtypes=dtype)
+        case = case.replace_values(dy=np.ones_like(case.dy.values))
+        dy, x, W, b = (o.on(backend, device) for o in (case.dy, case.x, case.W, case.b))
+        db = affine_backward(dy, x, W, b, wrt=("b",)).db
+        assert backend.to_numpy(db).tolist() == [4096, 4096], dtype
+
+
+def test_nan_and_infinity_propagate(backend: Backend, array: Any) -> None:
+    x = np.ones((3, 2))
+    x[1] = [np.nan, 1]
+    x[2] = [np.inf, 1]
+    with np.errstate(invalid="ignore"):
+        y, vjp = affine_vjp(array(x), array([[1, 2], [3, 4]]), array([1, 1]))
+        gradients = vjp(array([[1, 2], [1, 1], [1, -1]]))
+        y, dW = backend.to_numpy(y), backend.to_numpy(gradients.dW)
+    assert np.isfinite(y[0]).all()
+    assert np.isnan(y[1]).all()
+    assert np.isposinf(y[2]).all()
+    assert np.isnan(dW[0]).all()
+    assert np.isfinite(dW[1]).all()
+    assert np.isfinite(backend.to_numpy(gradients.dx)).all()
+
+
+def test_nan_in_x_reaches_dw_even_where_dy_is_zero(backend: Backend, array: Any) -> None:
+    with np.errstate(invalid="ignore"):
+        dW = affine_backward(array([[0.0]]), array([[np.nan]]), array([[1.0]])).dW
+        dW = backend.to_numpy(dW)
+    # A sparse array does not store the zero that would meet the NaN.
+    assert np.isnan(dW).all() == (backend.name != "sparse")
+
+
+def test_vjp_is_reentrant(backend: Backend, array: Any) -> None:
+    case = make_case((9,), (5,), 4, seed=1)
+    y, vjp = affine_vjp(*(o.on(backend) for o in (case.x, case.W, case.b)))
+    cotangents = [make_case((9,), (5,), 4, seed=seed).dy for seed in range(2, 18)]
+    natives = [dy.on(backend) for dy in cotangents]
+    with ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(vjp, natives))
+    for dy, gradients in zip(cotangents, results, strict=True):
+        exact = case.replace_values(dy=dy.values).exact()
+        for name, g in gradients._asdict().items():
+            assert error_ratio(backend.to_numpy(g), exact[name]) == 0
+
+
+def test_vjp_belongs_to_its_own_forward(backend: Backend, array: Any) -> None:
+    W = array([[1.0], [2.0]])
+    _, first = affine_vjp(array([[1.0, 1.0]]), W)
+    _, second = affine_vjp(array([[5.0, 7.0]]), W)
+    dy = array([[1.0]])
+    assert backend.to_numpy(first(dy).dW).tolist() == [[1], [1]]
+    assert backend.to_numpy(second(dy).dW).tolist() == [[5], [7]]
+
+
+@pytest.mark.once
+def test_vjp_can_be_pickled() -> None:
+    _, vjp = affine_vjp(np.ones((2, 3)), np.ones((3, 4)))
+    assert pickle.loads(pickle.dumps(vjp))(np.ones((2, 4))).dW.tolist() == vjp(np.ones((2, 4))).dW.tolist()  # noqa: S301
+
+
+@pytest.mark.once
+def test_complex_by_jax_and_by_torch_convention() -> None:
+    x, W, dy = (np.asarray([[v]]) for v in (3 + 1j, 1 + 2j, 1 + 0j))
+    assert affine_backward(dy, x, W).dx == 1 + 2j
+    conjugated = affine_backward(dy.conj(), x, W).dx.conj()
+    assert conjugated == 1 - 2j
+
+
+class TestOut:
+    """Buffers for results, on NumPy, whose arrays can be written."""
+
+    pytestmark = pytest.mark.once
+
+    x, W, b, dy = np.ones((2, 3), "f"), np.ones((3, 4), "f"), np.ones(4, "f"), np.ones((2, 4), "f")
+
+    def test_affine_fills_and_returns_it(self) -> None:
+        out = np.full((2, 4), np.nan, "f")
+        assert affine(self.x, self.W, self.b, out=out) is out
+        assert np.all(out == 4)
+
+    def test_affine_fills_a_view_of_a_larger_buffer(self) -> None:
+        buffer = np.zeros((4, 8), "f")
+        affine(self.x, self.W, self.b, out=buffer[::2, ::2])
+        assert np.all(buffer[::2, ::2] == 4)
+        assert buffer.sum() == 2 * 4 * 4
+
+    def test_backward_fills_some_and_makes_the_others(self) -> None:
+        dW = np.zeros((3, 4), "f")
+        gradients = affine_backward(self.dy, self.x, self.W, self.b, out=(None, dW, None))
+        assert gradients.dW is dW
+        assert np.all(dW == 2)
+        assert gradients.dx.tolist() == [[4] * 3] * 2
+
+    @pytest.mark.parametrize(
+        ("out", "error", "words"),
+        [
+            (np.zeros((2, 5), "f"), ValueError, r"shape \(2, 4\).*\(2, 5\)"),
+            (np.zeros((2, 4)), TypeError, "dtype float32.*float64"),
+            (np.zeros((2, 4), int), TypeError, "int64"),
+            (np.broadcast_to(np.float32(0), (2, 4)), TypeError, "cannot be written"),
+            ([[0.0] * 4] * 2, TypeError, "list"),
+        ],
+    )
+    def test_unfit_one_is_refused_and_left_alone(self, out: Any, error: type[Exception], words: str) -> None:
+        with pytest.raises(error, match=words):
+            affine(self.x, self.W, self.b, out=out)
+        assert not np.any(out)
+
+    def test_one_unfit_gradient_leaves_all_alone(self) -> None:
+        dx, dW = np.zeros((2, 3), "f"), np.zeros((4, 3), "f")
+        with pytest.raises(ValueError, match="dW must have the shape"):
+            affine_backward(self.dy, self.x, self.W, self.b, out=(dx, dW, None))
+        assert not dx.any()
+
+    def test_buffer_for_a_gradient_not_computed_is_refused(self) -> None:
+        db = np.zeros(4, "f")
+        with pytest.raises(ValueError, match="not computed"):
+            affine_backward(self.dy, self.x, self.W, self.b, wrt="x", out=(None, None, db))
+        with pytest.raises(ValueError, match="not computed"):
+            affine_backward(self.dy, self.x, self.W, out=(None, None, db))
+
+    def test_wrong_number_of_buffers_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="2 entries"):
+            affine_backward(self.dy, self.x, self.W, self.b, out=(None, None))  # type: ignore[arg-type]
+
+
+@pytest.mark.once
+def test_gradients_is_a_named_tuple() -> None:
+    assert Gradients._fields == ("dx", "dW", "db")
