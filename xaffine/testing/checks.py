@@ -261,15 +261,15 @@ def results_are_fresh(make: Make, case: Case, backend: Backend, device: Any = No
         y = layer.forward(x)
         return {"y": y, "dx": layer.backward(dy), "dW": layer.dW, "db": layer.db}
 
-    first = results()
-    before = {name: np.array(backend.to_numpy(a)) for name, a in first.items() if a is not None}
-    xp = backend.xp
-    layer.forward(xp.zeros_like(x))
-    layer.backward(xp.zeros_like(dy))
+    first = {name: array for name, array in results().items() if array is not None}
+    before = {name: np.array(backend.to_numpy(array)) for name, array in first.items()}
+    layer.forward(backend.xp.zeros_like(x))
+    layer.backward(backend.xp.zeros_like(dy))
+    for name, array in first.items():
+        _require_equal(f"the earlier {name}", backend.to_numpy(array), before[name], case)
     again = results()
-    for name, expected in before.items():
-        _require_equal(f"the earlier {name}", backend.to_numpy(first[name]), expected, case)
-        _require_equal(f"the later {name}", backend.to_numpy(again[name]), expected, case)
+    for name, array in before.items():
+        _require_equal(f"the later {name}", backend.to_numpy(again[name]), array, case)
     return 0.0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -45,8 +46,9 @@ def extents(limit: int, *, min_size: int = 0, max_size: int = 3) -> st.SearchStr
     def draw_extents(draw: st.DrawFn) -> tuple[int, ...]:
         shape: list[int] = []
         room = limit
-        for _ in range(draw(st.integers(min_size, max_size))):
-            shape.append(draw(st.integers(0, room)))
+        for left in range(draw(st.integers(min_size, max_size)), 0, -1):
+            # A fair share: without it the first extent would mostly leave room for nothing but ones.
+            shape.append(draw(st.integers(0, int(room ** (1 / left)))))
             room //= max(shape[-1], 1)
         return tuple(shape)
 
@@ -102,7 +104,8 @@ def cases(
     case = make_case(
         batch,
         features,
-        draw(st.integers(0, limit)),
+        # Square W and square y on purpose: there a forgotten transpose has the right shape.
+        draw(st.one_of(st.integers(0, limit), st.just(math.prod(features)), st.just(math.prod(batch)))),
         seed=draw(st.integers(0, 2**32 - 1)),
         values=values,
         dtypes=names,

@@ -1,0 +1,109 @@
+"""The registry: what is here, one by name, and the error that says how to get it."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+import types
+from typing import Any
+
+import numpy as np
+import pytest
+
+from xaffine import backends
+from xaffine.backends import Backend
+
+
+def test_values_and_dtypes_survive_the_way_there_and_back(backend: Backend, device: Any) -> None:
+    for dtype in backend.dtypes(device):
+        if dtype == "bfloat16":
+            continue  # NumPy has none to start from
+        values = np.arange(6).reshape(2, 3).astype(dtype)
+        there = backend.from_numpy(values, device=device)
+        assert backends.namespace_of(there) is backend.xp
+        assert str(there.dtype).rpartition(".")[2] == dtype
+        back = backend.to_numpy(there)
+        assert back.dtype == values.dtype
+        assert np.array_equal(back, values)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [np.ones((0, 3)), np.float32(2) * np.ones(()), np.arange(8.0)[::-2], np.broadcast_to(1.0, (2, 3))],
+    ids=["empty", "0-d", "negative strides", "read-only"],
+)
+def test_any_memory_converts(backend: Backend, values: Any) -> None:
+    back = backend.to_numpy(backend.from_numpy(values))
+    assert back.shape == values.shape
+    assert np.array_equal(back, values)
+
+
+def test_every_device_takes_arrays(backend: Backend) -> None:
+    assert backend.devices
+    for device in backend.devices:
+        array = backend.from_numpy(np.ones(2, "float32"), device=device)
+        assert array.device == device if hasattr(array, "device") else device == "cpu"
+        backend.wait(array)
+        assert backend.to_numpy(array).tolist() == [1, 1]
+
+
+def test_version_and_repr(backend: Backend) -> None:
+    assert backend.version[0].isdigit()
+    assert repr(backend) == f"<xaffine backend {backend.name!r}>"
+    assert backend.name in backends.installed()
+
+
+def test_float32_is_among_the_dtypes(backend: Backend) -> None:
+    assert "float32" in backend.dtypes()
+    assert "bool" not in backend.dtypes()
+
+
+@pytest.mark.once
+def test_unknown_name_lists_the_known_ones() -> None:
+    with pytest.raises(ValueError, match=r"'tensorflow'; the backends are numpy, cupy, torch, jax"):
+        backends.get("tensorflow")
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [("cupy", 'pip install "xaffine[cuda13]"'), ("torch", 'pip install "xaffine[torch]"'), ("sparse", "pip install")],
+)
+def test_absent_library_names_the_command_that_installs_it(
+    monkeypatch: pytest.MonkeyPatch, name: str, command: str
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(ModuleNotFoundError) as caught:
+        backends.get(name)
+    assert command in str(caught.value)
+    assert name not in backends.installed()
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch, name: str, library: Any) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: object())
+    for module in (name, f"array_api_compat.{name}"):
+        monkeypatch.setitem(sys.modules, module, library)
+
+
+@pytest.mark.once
+def test_library_that_cannot_be_imported_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(monkeypatch, "cupy", None)  # what makes `import cupy` raise
+    with pytest.raises(ImportError, match=r"cannot be imported \(.*cupy.*\); to renew it: pip install"):
+        backends.get("cupy")
+
+
+@pytest.mark.once
+def test_cupy_without_a_gpu_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = types.SimpleNamespace(is_available=lambda: False)
+    stand_in(monkeypatch, "cupy", types.SimpleNamespace(cuda=cuda, __version__="14.2.0"))
+    with pytest.raises(RuntimeError, match=r"'cupy' is installed \(14\.2\.0\) and finds no CUDA device.*nvidia-smi"):
+        backends.get("cupy")
+
+
+@pytest.mark.once
+def test_importing_xaffine_imports_no_other_array_library() -> None:
+    others = ("cupy", "torch", "jax", "dask", "array_api_strict", "ndonnx", "sparse", "hypothesis", "rich")
+    code = f"import sys, xaffine; print([name for name in {others} if name in sys.modules])"
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert child.stdout.strip() == "[]"
