@@ -51,7 +51,7 @@ def tests(session: nox.Session, backend: str) -> None:
 
     arguments = ["--backend", "numpy" if backend == "minimum" else backend]
     if backend in COVERED:
-        arguments += ["--cov", "--cov-report="]
+        arguments += ["--cov", "--cov-report=", "--cov-fail-under=0"]  # the coverage session judges
     session.run("pytest", *arguments, *session.posargs, env={"COVERAGE_FILE": f".coverage.{backend}"})
 
 

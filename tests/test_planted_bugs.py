@@ -195,3 +195,9 @@ def test_every_property_catches_some_bug() -> None:
 
 def test_unbroken_layer_is_not_caught(backend: Backend) -> None:
     assert not any(is_caught(prop, Broken, backend) for prop in PROPERTIES)
+
+
+def test_every_property_says_what_it_proves() -> None:
+    sentences = [prop.sentence for prop in PROPERTIES]
+    assert len(set(sentences)) == len(sentences)
+    assert all(sentence.endswith(".") and "\n" not in sentence for sentence in sentences)

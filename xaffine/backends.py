@@ -327,4 +327,6 @@ def device_of(array: Array) -> Any:
     devices has a sharding in place of one: whether those go together, JAX knows and checks itself.
     """
     device = array_api_compat.device(array)
-    return device if getattr(array, "committed", True) and not hasattr(device, "device_set") else None
+    if device is None or hasattr(device, "device_set") or not getattr(array, "committed", True):
+        return None
+    return device

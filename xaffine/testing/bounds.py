@@ -99,8 +99,8 @@ def rounding_bound(exact: Fraction, magnitude: Fraction, k: int, computed_in: st
     Examples
     --------
     >>> bound = rounding_bound(Fraction(3), Fraction(5), 2, "float32", "float32")
-    >>> float(bound)  # 2 u times 5, and a little
-    5.960465187083679e-07
+    >>> round(float(bound / unit_roundoff("float32")), 3)  # 2 roundings of at most 5
+    10.0
     """
     # Each term meets k operations at most, and so does what underflow left in an operation before.
     error = gamma(k, unit_roundoff(computed_in)) * magnitude + 2 * k * smallest_normal(computed_in)

@@ -1,0 +1,153 @@
+"""The doctor: its facts, its table, its exit code, with and without rich."""
+
+from __future__ import annotations
+
+import builtins
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from xaffine import AffineLayer, __main__, backends, doctor
+
+pytestmark = pytest.mark.once
+
+
+def report(name: str, **facts: Any) -> dict[str, Any]:
+    return {**doctor.blank_report(name, status="not installed", note="to get it: pip install it"), **facts}
+
+
+RIGHT = report(
+    "numpy",
+    status="right",
+    note=None,
+    version="2.0.0",
+    device="cpu",
+    worst_error=0.25,
+    throughput={"size": 64, "layer": 123.4, "matmul": 234.5},
+)
+
+
+def examined(monkeypatch: pytest.MonkeyPatch, *reports: dict[str, Any]) -> None:
+    """Let the doctor find these backends."""
+    by_name = {r["backend"]: r for r in reports}
+    monkeypatch.setattr(backends, "names", lambda: tuple(by_name))
+    monkeypatch.setattr(__main__, "examine_in_child", by_name.__getitem__)
+
+
+def without(monkeypatch: pytest.MonkeyPatch, *libraries: str) -> None:
+    """Make some imports fail, as where the `cli` extra is missing."""
+    original = builtins.__import__
+
+    def import_some(name: str, *rest: Any, **more: Any) -> Any:
+        if name.partition(".")[0] in libraries:
+            raise ImportError(name)
+        return original(name, *rest, **more)
+
+    monkeypatch.setattr(builtins, "__import__", import_some)
+
+
+def test_numpy_is_examined_in_a_child_process() -> None:
+    found = __main__.examine_in_child("numpy")
+    assert found["status"] == "right"
+    assert found["dtypes"] == ["float32", "float64"]
+    assert 0 < found["worst_error"] <= 1
+    assert found["throughput"]["layer"] > 0
+    assert found["throughput"]["matmul"] > 0
+
+
+def test_command_prints_json() -> None:
+    command = [sys.executable, "-m", "xaffine", "--json"]
+    child = subprocess.run(command, capture_output=True, text=True, timeout=500, check=True)
+    facts = json.loads(child.stdout)
+    assert {r["backend"] for r in facts["backends"]} == set(backends.names())
+    assert facts["cores"] > 0
+    assert facts["blas"]
+
+
+def test_absent_backend_is_told_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "installed", lambda: ())
+    monkeypatch.setattr(backends.importlib.util, "find_spec", lambda _: None)
+    found = __main__.examine_in_child("torch")
+    assert found["status"] == "not installed"
+    assert 'pip install "xaffine[torch]"' in found["note"]
+
+
+def test_unusable_backend_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def get(_: str) -> None:
+        raise RuntimeError("no CUDA device")
+
+    monkeypatch.setattr(backends, "get", get)
+    assert doctor.examine("numpy") == report("numpy", status="unusable", note="no CUDA device")
+
+
+@pytest.mark.parametrize("with_rich", [True, False])
+def test_table_shows_every_fact(monkeypatch: pytest.MonkeyPatch, capsys: Any, with_rich: bool) -> None:
+    examined(monkeypatch, RIGHT, report("torch"), report("cupy", status="unusable", note="no CUDA device"))
+    if not with_rich:
+        without(monkeypatch, "rich", "threadpoolctl")
+    assert __main__.main([]) == 0
+    printed = capsys.readouterr().out
+    for fact in ("numpy", "2.0.0", "cpu", "right", "0.25", "123", "234", "absent", "unusable"):
+        assert fact in printed
+    assert "torch: to get it: pip install it" in printed
+    assert "cupy: no CUDA device" in printed
+    assert ("unknown without threadpoolctl" in printed) != with_rich
+    assert max(map(len, printed.partition("torch: ")[0].splitlines())) <= 110
+
+
+def test_blas_that_threadpoolctl_does_not_know(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("threadpoolctl.threadpool_info", list)
+    assert __main__.describe_machine()["blas"] == "unknown to threadpoolctl"
+
+
+def test_wrong_gradients_are_shown_and_exit_with_1(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    examined(monkeypatch, RIGHT, report("torch", status="wrong", note="AssertionError: dW is off"))
+    assert __main__.main([]) == 1
+    printed = capsys.readouterr().out
+    assert "WRONG" in printed
+    assert "torch: AssertionError: dW is off" in printed
+
+
+def test_layer_with_a_wrong_gradient_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Wrong(AffineLayer):
+        def backward(self, dy: Any) -> Any:
+            return -super().backward(dy)
+
+    with pytest.raises(AssertionError, match="dx is off by"):
+        doctor.verify(backends.get("numpy"), ["float32"], make=Wrong)
+    monkeypatch.setattr(doctor, "AffineLayer", Wrong)
+    monkeypatch.setattr(doctor.verify, "__defaults__", (Wrong,))
+    found = doctor.examine("numpy")
+    assert found["status"] == "wrong"
+    assert "dx is off by" in found["note"]
+
+
+def test_backend_that_crashes_does_not_stop_the_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
+    def crash(*_: Any, **__: Any) -> Any:
+        return subprocess.CompletedProcess([], -11, stdout="", stderr="")
+
+    monkeypatch.setattr(subprocess, "run", crash)
+    found = __main__.examine_in_child("numpy")
+    assert found["status"] == "unusable"
+    assert "exit code -11: no message" in found["note"]
+
+
+def test_backend_that_hangs_does_not_stop_the_doctor() -> None:
+    found = __main__.examine_in_child("numpy", time_limit=0.01)
+    assert found["status"] == "unusable"
+    assert found["note"] == "no answer within 0.01 s"
+
+
+def test_device_without_a_text_of_its_own_is_the_cpu() -> None:
+    assert doctor._device_name(object()) == "cpu"
+    assert doctor._device_name("cuda:0") == "cuda:0"
+
+
+def test_version(capsys: Any) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        __main__.main(["--version"])
+    assert exit_.value.code == 0
+    assert capsys.readouterr().out.startswith("xaffine ")

@@ -1,0 +1,46 @@
+"""What only array-api-strict has: several devices on any machine, and nothing beyond the standard."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import array_api_strict as xp
+import numpy as np
+import pytest
+
+from xaffine import affine, affine_backward, affine_vjp
+
+
+@pytest.mark.parametrize("name", ["CPU_DEVICE", "device1", "device2", "no_float64"])
+def test_results_stay_on_the_device(backend: Any, name: str) -> None:
+    device = xp.Device(name)
+    x, W, b, dy = (xp.asarray(np.ones(shape, "float32"), device=device) for shape in ((2, 2, 3), (6, 4), (4,), (2, 4)))
+    y, vjp = affine_vjp(x, W, b)
+    for result in (y, *vjp(dy)):
+        assert result.device == device
+    assert backend.to_numpy(y).tolist() == [[7] * 4] * 2
+
+
+def test_arrays_on_two_devices_are_refused() -> None:
+    here, there = xp.Device("device1"), xp.Device("device2")
+    x, W, b = xp.ones((2, 3), device=here), xp.ones((3, 4), device=here), xp.ones(4, device=there)
+    with pytest.raises(ValueError, match=r"two devices.*device1.*device2.*Move them to one"):
+        affine(x, W, b)
+    with pytest.raises(ValueError, match="two devices"):
+        affine_backward(xp.ones((2, 4), device=there), x, W)
+    with pytest.raises(ValueError, match="two devices"):
+        affine(x, W, out=xp.ones((2, 4), device=there))
+
+
+@pytest.mark.parametrize("version", ["2022.12", "2023.12", "2024.12"])
+def test_runs_on_the_standard_of_that_year(version: str) -> None:
+    with xp.ArrayAPIStrictFlags(api_version=version):
+        y, vjp = affine_vjp(xp.ones((2, 3, 1)), xp.ones((3, 4)), xp.ones(4))
+        assert vjp(y).dx.shape == (2, 3, 1)
+
+
+def test_runs_without_data_dependent_shapes_and_booleans() -> None:
+    flags = {"data_dependent_shapes": False, "boolean_indexing": False}
+    with xp.ArrayAPIStrictFlags(**flags):
+        y, vjp = affine_vjp(xp.ones((2, 3)), xp.ones((3, 4)), xp.ones(4))
+        assert vjp(y).db.shape == (4,)

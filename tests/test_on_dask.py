@@ -1,0 +1,87 @@
+"""What only Dask has: chunks, unknown row counts, laziness."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import dask
+import dask.array as da
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from xaffine import affine, affine_backward, affine_vjp
+from xaffine.testing import make_case
+from xaffine.testing.cases import error_ratio
+
+
+@pytest.fixture
+def nothing_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make every computation an error."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("computed")
+
+    monkeypatch.setattr(dask.base, "get_scheduler", lambda **_: refuse)
+
+
+def chunked(values: np.ndarray, chunks: Any) -> Any:
+    return da.from_array(values, chunks=chunks)
+
+
+@given(st.tuples(*[st.integers(1, 4)] * 3), st.integers(0, 99))
+def test_any_chunks_give_the_exact_result(chunks: tuple[int, int, int], seed: int) -> None:
+    case = make_case((7,), (5,), 4, seed=seed)
+    rows, columns, outputs = chunks
+    y, vjp = affine_vjp(
+        chunked(case.x.values, (rows, columns)),
+        chunked(case.W.values, (columns, outputs)),
+        chunked(case.b.values, outputs),
+    )
+    gradients = vjp(chunked(case.dy.values, (rows, outputs)))
+    exact = case.exact()
+    for name, result in {"y": y, **gradients._asdict()}.items():
+        assert error_ratio(result.compute(scheduler="synchronous"), exact[name]) == 0
+
+
+@pytest.mark.usefixtures("nothing_computes")
+def test_nothing_computes_before_compute_is_called() -> None:
+    x, W, b = da.ones((6, 2, 3), chunks=(2, 2, 3)), da.ones((6, 4)), da.ones(4)
+    y, vjp = affine_vjp(x, W, b)
+    gradients = vjp(y)
+    unknown = da.ones((6, 6))[da.ones(6) > 0]
+    affine_backward(affine(unknown, W, b), unknown, W, b)
+    assert y.shape == (6, 4)
+    assert all(isinstance(g, da.Array) for g in gradients)
+    with pytest.raises(AssertionError, match="computed"):
+        y.compute()
+
+
+def test_unknown_row_counts() -> None:
+    case = make_case((8,), (5,), 4, seed=1)
+    keep = np.arange(8) % 3 > 0
+    x, dy = (chunked(values, (3, -1))[chunked(keep, 3)] for values in (case.x.values, case.dy.values))
+    W, b = chunked(case.W.values, -1), chunked(case.b.values, -1)
+    assert np.isnan(x.shape[0])
+    y, vjp = affine_vjp(x, W, b)
+    gradients = vjp(dy)
+    known = affine_backward(case.dy.values[keep], case.x.values[keep], case.W.values, case.b.values)
+    assert np.array_equal(y.compute(), affine(case.x.values[keep], case.W.values, case.b.values))
+    for ours, expected in zip(gradients, known, strict=True):
+        assert np.array_equal(ours.compute(), expected)
+
+
+def test_tensors_with_unknown_row_counts_say_what_to_do() -> None:
+    x = da.ones((6, 2, 3))[da.ones(6) > 0]
+    with pytest.raises(ValueError, match=r"\(\?, 2, 3\).*compute_chunk_sizes"):
+        affine(x, da.ones((6, 4)))
+    assert affine(x.compute_chunk_sizes(), da.ones((6, 4))).compute().shape == (6, 4)
+
+
+def test_unknown_rows_do_not_hide_a_wrong_width() -> None:
+    x = da.ones((6, 3))[da.ones(6) > 0]
+    with pytest.raises(ValueError, match=r"x is float64 \(\?, 3\)"):
+        affine(x, da.ones((4, 5)))
+    with pytest.raises(ValueError, match=r"dy must have the shape of y, \(\?, 5\)"):
+        affine_backward(da.ones((6, 4)), x, da.ones((3, 5)))

@@ -1,0 +1,106 @@
+"""What only JAX has: vjp as an oracle, jit, vmap, grad, donated and immutable arrays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+from hypothesis import given
+
+from xaffine import AffineLayer, affine, affine_backward, affine_vjp
+from xaffine.testing import make_case
+from xaffine.testing.cases import error_ratio
+from xaffine.testing.strategies import cases
+
+pytestmark = pytest.mark.usefixtures("backend")
+
+
+def operands(case: Any, backend: Any) -> list[Any]:
+    return [None if o is None else o.on(backend) for o in (case.dy, case.x, case.W, case.b)]
+
+
+def jax_vjp(dy: Any, x: Any, W: Any, b: Any, batch: tuple[int, ...]) -> dict[str, Any]:
+    """The gradients by JAX of the formula."""
+
+    def formula(x: Any, W: Any, *b: Any) -> Any:
+        y = x.reshape(*batch, W.shape[0]) @ W
+        return y + b[0] if b else y
+
+    _, pull_back = jax.vjp(formula, x, W, *([] if b is None else [b]))
+    return dict(zip(("dx", "dW", "db"), pull_back(dy), strict=False))
+
+
+@given(cases(["float32", "float64", "bfloat16", "float16", "complex64", "complex128"], mixed=False))
+def test_equals_jax_vjp_on_integers(backend: Any, case: Any) -> None:
+    dy, x, W, b = operands(case, backend)
+    ours = affine_backward(dy, x, W, b, n_batch_axes=case.n_batch_axes)
+    for name, theirs in jax_vjp(dy, x, W, b, case.batch).items():
+        assert jnp.array_equal(getattr(ours, name), theirs), name
+
+
+@given(cases(["float32", "float64"], values="floats", mixed=False))
+def test_jax_vjp_keeps_the_same_bounds(backend: Any, case: Any) -> None:
+    exact = case.exact()
+    for name, theirs in jax_vjp(*operands(case, backend), case.batch).items():
+        assert error_ratio(backend.to_numpy(theirs), exact[name]) <= 1, name
+
+
+@pytest.mark.parametrize(("batch", "features"), [((5,), (2, 3)), ((), (6,)), ((0,), (6,)), ((2, 3), (0,))])
+def test_jit_of_forward_and_backward(backend: Any, batch: Any, features: Any) -> None:
+    case = make_case(batch, features, 4, seed=1)
+
+    @jax.jit
+    def forward_and_backward(dy: Any, x: Any, W: Any, b: Any) -> Any:
+        y, vjp = affine_vjp(x, W, b, n_batch_axes=case.n_batch_axes)
+        return {"y": y, **vjp(dy)._asdict()}
+
+    exact = case.exact()
+    for name, got in forward_and_backward(*operands(case, backend)).items():
+        assert error_ratio(backend.to_numpy(got), exact[name]) == 0
+
+
+def test_a_layer_inside_jit(backend: Any) -> None:
+    case = make_case((5,), (6,), 4, seed=2)
+
+    @jax.jit
+    def loss_and_gradients(dy: Any, x: Any, W: Any, b: Any) -> Any:
+        layer = AffineLayer(W, b)
+        return layer(x), layer.backward(dy), layer.dW, layer.db
+
+    names = ("y", "dx", "dW", "db")
+    for name, got in zip(names, loss_and_gradients(*operands(case, backend)), strict=True):
+        assert error_ratio(backend.to_numpy(got), case.exact()[name]) == 0
+
+
+def test_grad_runs_through_the_layer(backend: Any) -> None:
+    dy, x, W, b = operands(make_case((5,), (2, 3), 4, seed=3), backend)
+    theirs = jax.grad(lambda *p: jnp.sum(dy * affine(*p)), argnums=(0, 1, 2))(x, W, b)
+    for ours, grad in zip(affine_backward(dy, x, W, b), theirs, strict=True):
+        assert jnp.array_equal(ours, grad)
+
+
+def test_vmap_over_the_batch_gives_per_sample_gradients(backend: Any) -> None:
+    dy, x, W, b = operands(make_case((5,), (6,), 4, seed=4), backend)
+    mapped = jax.vmap(lambda dy, x: affine_backward(dy, x, W, b))(dy, x)
+    whole = affine_backward(dy, x, W, b)
+    assert jnp.array_equal(mapped.dx, whole.dx)
+    assert jnp.array_equal(mapped.dW.sum(0), whole.dW)
+    assert jnp.array_equal(mapped.db, dy)
+
+
+def test_errors_are_raised_while_tracing() -> None:
+    with pytest.raises(ValueError, match=r"W takes n = 4: x is float32 \(2, 3\) \(jax\)"):
+        jax.jit(affine)(jnp.ones((2, 3), "float32"), jnp.ones((4, 5), "float32"))
+
+
+def test_immutable_out_is_refused() -> None:
+    with pytest.raises(TypeError, match="out cannot be written"):
+        affine(jnp.ones((2, 3)), jnp.ones((3, 4)), out=jnp.ones((2, 4)))
+
+
+def test_without_x64_float32_is_all_there_is(backend: Any) -> None:
+    with jax.enable_x64(False):
+        assert "float64" not in backend.dtypes()
+        assert "float32" in backend.dtypes()

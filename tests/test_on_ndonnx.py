@@ -1,0 +1,43 @@
+"""What only ndonnx has: shapes that are unknown until the exported model runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ndonnx as ndx
+import numpy as np
+import onnxruntime
+import pytest
+
+from xaffine import affine_vjp
+from xaffine.testing import make_case
+from xaffine.testing.cases import error_ratio
+
+
+def exported(features: tuple[int, ...], m: int) -> onnxruntime.InferenceSession:
+    """Forward and backward with an unknown batch size as an ONNX model."""
+    n = int(np.prod(features))
+    shapes: dict[str, Any] = {"x": ("N", *features), "W": (n, m), "b": (m,), "dy": ("N", m)}
+    inputs = {name: ndx.argument(shape=shape, dtype=ndx.float32) for name, shape in shapes.items()}
+    y, vjp = affine_vjp(inputs["x"], inputs["W"], inputs["b"])
+    model = ndx.build(inputs, {"y": y, **vjp(inputs["dy"])._asdict()})
+    return onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+
+
+@pytest.mark.parametrize("features", [(6,), (2, 3)])
+def test_exported_layer_runs_on_any_batch_size(features: tuple[int, ...]) -> None:
+    session = exported(features, 4)
+    names = [output.name for output in session.get_outputs()]
+    for seed, N in enumerate((1, 2, 3, 7, 31, 0)):
+        case = make_case((N,), features, 4, seed=seed)
+        feeds = {name: getattr(case, name).values for name in ("x", "W", "b", "dy")}
+        exact = case.exact()
+        for name, result in zip(names, session.run(None, feeds), strict=True):
+            assert result.shape == exact[name].value.shape[1:]
+            assert error_ratio(result, exact[name]) == 0, (name, N)
+
+
+def test_unknown_extents_pass_and_known_ones_are_checked() -> None:
+    x = ndx.argument(shape=("N", 3), dtype=ndx.float32)
+    with pytest.raises(ValueError, match=r"W takes n = 4: x is float32 \(\?, 3\)"):
+        affine_vjp(x, ndx.argument(shape=(4, 5), dtype=ndx.float32))

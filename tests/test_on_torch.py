@@ -1,0 +1,117 @@
+"""What only torch has: autograd as an oracle and through the layer, compile, vmap, meta, Parameters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+
+from xaffine import AffineLayer, affine, affine_backward, affine_vjp
+from xaffine.testing import make_case
+from xaffine.testing.cases import error_ratio
+from xaffine.testing.strategies import cases
+
+pytestmark = pytest.mark.usefixtures("backend")
+
+
+def operands(case: Any, backend: Any) -> list[Any]:
+    return [None if o is None else o.on(backend) for o in (case.dy, case.x, case.W, case.b)]
+
+
+def autograd(dy: Any, x: Any, W: Any, b: Any, batch: tuple[int, ...]) -> dict[str, Any]:
+    """The gradients of torch's own linear layer."""
+    leaves = [None if t is None else t.detach().clone().requires_grad_() for t in (x, W, b)]
+    flat = leaves[0].reshape(*batch, W.shape[0])
+    y = torch.nn.functional.linear(flat, leaves[1].mT, leaves[2])
+    wanted = [leaf for leaf in leaves if leaf is not None]
+    return dict(zip(("dx", "dW", "db"), torch.autograd.grad(y, wanted, dy), strict=False))
+
+
+@given(cases(["float32", "float64", "bfloat16", "float16"], mixed=False))
+def test_equals_autograd_on_integers(backend: Any, case: Any) -> None:
+    dy, x, W, b = operands(case, backend)
+    ours = affine_backward(dy, x, W, b, n_batch_axes=case.n_batch_axes)
+    for name, theirs in autograd(dy, x, W, b, case.batch).items():
+        assert torch.equal(getattr(ours, name), theirs), name
+
+
+@given(cases(["float32", "float64"], values="floats", mixed=False))
+def test_autograd_keeps_the_same_bounds(backend: Any, case: Any) -> None:
+    exact = case.exact()
+    for name, theirs in autograd(*operands(case, backend), case.batch).items():
+        assert error_ratio(theirs.numpy(), exact[name]) <= 1, name
+
+
+def test_complex_gradients_are_conjugate_to_those_of_autograd(backend: Any) -> None:
+    case = make_case((5,), (3,), 2, seed=3, dtypes="complex64")
+    dy, x, W, b = operands(case, backend)
+    ours = affine_backward(dy.conj(), x, W, b)
+    for name, theirs in autograd(dy, x, W, b, case.batch).items():
+        assert torch.equal(getattr(ours, name).conj(), theirs), name
+
+
+def test_autograd_runs_through_the_layer(backend: Any) -> None:
+    case = make_case((5,), (2, 3), 4, seed=4)
+    dy, x, W, b = operands(case, backend)
+    leaves = [t.requires_grad_() for t in (x, W, b)]
+    theirs = torch.autograd.grad(affine(*leaves), leaves, dy)
+    for ours, grad in zip(affine_backward(dy, x, W, b), theirs, strict=True):
+        assert torch.equal(ours, grad)
+
+
+def test_parameters_mix_with_tensors() -> None:
+    W, b = torch.nn.Parameter(torch.ones(3, 2)), torch.nn.Parameter(torch.zeros(2))
+    layer = AffineLayer(W, b)
+    assert layer(torch.ones(4, 3)).tolist() == [[3, 3]] * 4
+    assert layer.backward(torch.ones(4, 2)).tolist() == [[2, 2, 2]] * 4
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch's compiler and the C++ compiler it calls, about themselves
+def test_compiles_as_one_graph(backend: Any) -> None:
+    case = make_case((5,), (2, 3), 4, seed=5)
+    dy, x, W, b = operands(case, backend)
+
+    def forward_and_backward(dy: Any, x: Any, W: Any, b: Any) -> Any:
+        y, vjp = affine_vjp(x, W, b)
+        return (y, *vjp(dy))
+
+    compiled = torch.compile(forward_and_backward, fullgraph=True)
+    for got, expected in zip(compiled(dy, x, W, b), forward_and_backward(dy, x, W, b), strict=True):
+        assert torch.equal(got, expected)
+
+
+def test_vmap_over_layers(backend: Any) -> None:
+    case = make_case((6,), (3,), 4, seed=6)
+    _, x, W, b = operands(case, backend)
+    stack = torch.stack([W, 2 * W])
+    mapped = torch.vmap(lambda w: affine(x, w, b))(stack)
+    assert torch.equal(mapped, torch.stack([affine(x, w, b) for w in stack]))
+
+
+def test_meta_device_computes_shapes_alone() -> None:
+    x, W = torch.ones(2, 3, 4, device="meta"), torch.ones(12, 5, device="meta")
+    y, vjp = affine_vjp(x, W)
+    assert y.shape == (2, 5)
+    assert y.device.type == "meta"
+    assert vjp(y).dx.shape == x.shape
+
+
+def test_arrays_on_two_devices_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"two devices: x is .* \(torch on cpu\); W is .* \(torch on meta\)"):
+        affine(torch.ones(2, 3), torch.ones(3, 4, device="meta"))
+
+
+def test_bfloat16_converts_to_float32_exactly(backend: Any) -> None:
+    tensor = torch.tensor([1.5, -3.0], dtype=torch.bfloat16)
+    converted = backend.to_numpy(tensor)
+    assert converted.dtype == np.float32
+    assert converted.tolist() == [1.5, -3.0]
+
+
+def test_out_is_filled() -> None:
+    out = torch.zeros(2, 4)
+    assert affine(torch.ones(2, 3), torch.ones(3, 4), out=out) is out
+    assert out.tolist() == [[3] * 4] * 2

@@ -1,0 +1,77 @@
+"""What the README promises, and the examples in the docstrings."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import pkgutil
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import xaffine
+from xaffine import backends
+
+pytestmark = pytest.mark.once
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+MODULES = [
+    module.name
+    for module in pkgutil.walk_packages(xaffine.__path__, "xaffine.")
+    if module.name not in ("xaffine.__main__",)
+]
+
+
+def test_readme_has_exactly_two_set_up_lines() -> None:
+    blocks = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    assert blocks == ['pip install ".[cli]" && xaffine\n', "pip install nox && nox\n"]
+
+
+def test_ci_runs_the_test_line_of_the_readme() -> None:
+    assert "\npip install nox && nox\n" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+
+
+def test_python_of_the_readme_runs() -> None:
+    scope: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
+        exec(block, scope)  # noqa: S102 - our own text
+    assert scope["y"].shape == (32, 10)
+    assert scope["dx"].shape == (32, 8, 8)
+    assert scope["layer"].W is scope["W"]
+
+
+def test_readme_lists_every_backend() -> None:
+    assert (
+        tuple(re.findall(r"^\| `([a-z-]+)` \|", README.partition("## Backends")[2], re.MULTILINE)) == backends.names()
+    )
+
+
+def test_links_of_the_readme_lead_somewhere() -> None:
+    for target in re.findall(r"\]\((?!http)([^)]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_every_backend_has_a_session_and_an_environment() -> None:
+    noxfile, pyproject = ((ROOT / name).read_text(encoding="utf-8") for name in ("noxfile.py", "pyproject.toml"))
+    sessions = re.search(r"^BACKENDS = \((.*)\)$", noxfile, re.MULTILINE)
+    assert sessions
+    assert set(re.findall(r'"([a-z-]+)"', sessions[1])) == set(backends.names())
+    for name in backends.names():
+        assert f"\n{name} = [" in pyproject
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_of_the_docstrings_run(name: str) -> None:
+    failed, _ = doctest.testmod(importlib.import_module(name))
+    assert failed == 0
+
+
+@pytest.mark.parametrize("name", ["xaffine", *MODULES])
+def test_public_names_are_listed_and_documented(name: str) -> None:
+    module = importlib.import_module(name)
+    for public in getattr(module, "__all__", []):
+        thing = getattr(module, public)
+        assert thing.__doc__ or not callable(thing) or public in ("Make",)  # an alias has no docstring
