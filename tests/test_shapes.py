@@ -32,7 +32,7 @@ class Refuses:
     """A namespace that does not, as Dask."""
 
     @staticmethod
-    def reshape(_: Lazy, shape: Any) -> Lazy:
+    def reshape(*_: Any) -> Lazy:
         raise ValueError("cannot convert float NaN to integer")
 
 

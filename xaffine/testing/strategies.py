@@ -84,8 +84,9 @@ def cases(
     Examples
     --------
     >>> from hypothesis import find
-    >>> find(cases(["float32"]), lambda case: case.x.values.shape == (2, 3) and case.N == 2)
-    Case(x=float32[2, 3] C, W=float32[3, 0] C, b=float32[0] C, dy=float32[2, 0] C, n_batch_axes=1, seed=0)
+    >>> case = find(cases(["float32", "float64"]), lambda case: case.N > 1 and case.x.dtype != case.W.dtype)
+    >>> case.N, case.y_dtype
+    (2, 'float64')
     """
     if values == "floats":
         dtypes = [dtype for dtype in dtypes if not dtype.startswith(("int", "uint"))]
