@@ -72,12 +72,9 @@ def build(session: nox.Session) -> None:
         session.run("python", "-m", "build", "--outdir", folder)
         packages = sorted(map(str, Path(folder).iterdir()))
         assert len(packages) == 2, packages
+        session.chdir(folder)  # away from the source, which would be imported instead
         for package in packages:
-            venv = Path(folder, "venv")
-            session.run("python", "-m", "venv", "--clear", str(venv))
-            python = str(next(venv.glob("*/python*")))
-            session.run(python, "-m", "pip", "install", "--quiet", package, external=True)
-            session.chdir(folder)  # away from the source, which would be imported instead
-            session.run(python, "-c", "import xaffine; print(xaffine.__file__)", external=True)
-            session.run(python, "-m", "xaffine", "--version", external=True)
-            session.chdir(session.invoked_from)
+            session.install("--force-reinstall", package)
+            session.run("python", "-c", "import xaffine; print(xaffine.__file__)")
+            session.run("xaffine", "--version")
+            session.run("pip", "uninstall", "--yes", "xaffine")

@@ -116,10 +116,9 @@ def _with_progress(names: Sequence[str]) -> Iterator[dict[str, Any]]:
 def _print_reports(machine: dict[str, Any], reports: list[dict[str, Any]]) -> None:
     print(f"xaffine {machine['xaffine']}, Python {machine['python']}, {machine['system']}, {machine['cores']} cores")
     print(f"BLAS of NumPy: {machine['blas']}\n")
-    header = ("backend", "version", "device", "gradients", "error/bound", "GFLOP/s", "matmul")
+    header = ("backend", "version", "device", "gradients", "error", "GFLOP/s", "matmul")
     rows = [_row(report) for report in reports]
     try:
-        from rich import box
         from rich.console import Console
         from rich.table import Column, Table
     except ImportError:
@@ -127,13 +126,15 @@ def _print_reports(machine: dict[str, Any], reports: list[dict[str, Any]]) -> No
         for row in (header, *rows):
             print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
     else:
-        table = Table(*(Column(text, overflow="fold") for text in header), box=box.SIMPLE, show_edge=False)
+        columns = (Column(text, overflow="fold") for text in header)
+        table = Table(*columns, box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold underline")
         for report, row in zip(reports, rows, strict=True):
             table.add_row(*row, style={"right": "green", "wrong": "bold red"}.get(report["status"], "dim"))
         Console().print(table)
     print(
-        "\nright: every gradient exact on integers, and within its rounding bound on floats;"
-        "\nerror/bound is the worst. GFLOP/s: forward and backward in float32, then their matrix products alone."
+        "\nright: forward and backward exact on integers, and within their rounding bounds on"
+        "\nfloats; error is the worst, as a fraction of its bound. GFLOP/s: forward and backward"
+        "\nin float32, beside the same matrix products alone."
     )
     for report in reports:
         if report["note"]:
@@ -149,9 +150,12 @@ def _row(report: dict[str, Any]) -> tuple[str, ...]:
         report["device"] or "-",
         {"wrong": "WRONG", "not installed": "absent"}.get(report["status"], report["status"]),
         "-" if worst is None else f"{worst:.2f}",
-        "-" if speed is None else f"{speed['layer']:.3g}",
-        "-" if speed is None else f"{speed['matmul']:.3g}",
+        *("-" if speed is None else _three_digits(speed[what]) for what in ("layer", "matmul")),
     )
+
+
+def _three_digits(number: float) -> str:
+    return f"{number:,.0f}" if number >= 1000 else f"{number:.3g}"
 
 
 if __name__ == "__main__":

@@ -296,6 +296,9 @@ def get(name: str) -> Backend:
     return backend
 
 
+_NAMESPACES: dict[type, ModuleType] = {}  # by the type of array: finding one out takes microseconds
+
+
 def namespace_of(array: Array) -> ModuleType:
     """The array API namespace that an array belongs to.
 
@@ -304,10 +307,12 @@ def namespace_of(array: Array) -> ModuleType:
     TypeError
         It is no array: a list, a Python number, a NumPy scalar.
     """
-    if isinstance(array, np.generic):
-        msg = f"a NumPy scalar is no array: {array!r}"
-        raise TypeError(msg)
-    xp: ModuleType = array_api_compat.array_namespace(array)
+    xp = _NAMESPACES.get(type(array))
+    if xp is None:
+        if isinstance(array, np.generic):
+            msg = f"a NumPy scalar is no array: {array!r}"
+            raise TypeError(msg)
+        xp = _NAMESPACES[type(array)] = array_api_compat.array_namespace(array)
     return xp
 
 

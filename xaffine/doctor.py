@@ -152,7 +152,7 @@ def measure_throughput(backend: Backend, seconds: float = 1.0) -> dict[str, floa
 
 def _device_name(device: Any) -> str:
     # The one device of ndonnx has no text of its own.
-    return "cpu" if str(device) == object.__repr__(device) else str(device)
+    return "cpu" if str(device) == object.__repr__(device) else str(device).strip("<>")
 
 
 if __name__ == "__main__":

@@ -179,15 +179,28 @@ def _reshape(xp: ModuleType, array: Array, shape: tuple[Any, ...]) -> Array:
         raise ValueError(msg) from error
 
 
+# Libraries and dtypes that were found to go together, by the (type, dtype) of each operand, on which alone that
+# depends; with their common dtype.
+_COMMON_DTYPES: dict[tuple[Any, ...], Any] = {}
+
+
 def _check_together(**operands: Any) -> Any:
-    """Check that the operands are arrays of one library, one device and one kind of dtype; return the common dtype."""
+    """Check that the operands are arrays of one library, one device and one kind of dtype; return the common dtype.
+
+    Only a b may be None.
+    """
     present = {name: operand for name, operand in operands.items() if operand is not None or name != "b"}
-    xp = _check_library(present, operands)
+    signature = tuple([(type(operand), getattr(operand, "dtype", None)) for operand in present.values()])
+    common = _COMMON_DTYPES.get(signature)
+    if common is None:
+        xp = _check_library(present, operands)
+        common = _check_dtypes(xp, [operand.dtype for operand in present.values()], operands)
+        _COMMON_DTYPES[signature] = common
     devices = [device for device in map(device_of, present.values()) if device is not None]
     if any(device != devices[0] for device in devices[1:]):
         msg = f"arrays on two devices: {describe(**operands)}. Move them to one first"
         raise ValueError(msg)
-    return _check_dtypes(xp, [operand.dtype for operand in present.values()], operands)
+    return common
 
 
 def _check_library(present: dict[str, Any], operands: dict[str, Any]) -> ModuleType:
