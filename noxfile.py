@@ -20,7 +20,7 @@ COVERED = ("numpy", "array-api-strict")
 
 def lowest(requirements: list[str]) -> list[str]:
     """Turn the lower bounds of some requirements into pins."""
-    return [requirement.replace(">=", "==") for requirement in requirements]
+    return [requirement.replace(">=", "==", 1) for requirement in requirements]
 
 
 @nox.session

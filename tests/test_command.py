@@ -125,6 +125,24 @@ def test_layer_with_a_wrong_gradient_is_found_out(monkeypatch: pytest.MonkeyPatc
     assert "dx is off by" in found["note"]
 
 
+def test_backend_that_fails_is_not_called_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> float:
+        raise ImportError("libcublas.so.13")
+
+    monkeypatch.setattr(doctor, "verify", fail)
+    found = doctor.examine("numpy")
+    assert (found["status"], found["note"]) == ("unusable", "ImportError: libcublas.so.13")
+
+
+def test_throughput_that_fails_leaves_gradients_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: Any) -> dict[str, float]:
+        raise MemoryError("too large")
+
+    monkeypatch.setattr(doctor, "measure_throughput", fail)
+    found = doctor.examine("numpy")
+    assert (found["status"], found["note"]) == ("right", "throughput not measured: MemoryError: too large")
+
+
 def test_backend_that_crashes_does_not_stop_the_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
     def crash(*_: Any, **__: Any) -> Any:
         return subprocess.CompletedProcess([], -11, stdout="", stderr="")

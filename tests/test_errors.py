@@ -111,10 +111,24 @@ def test_arrays_of_two_libraries(backend: Backend, ones: Any) -> None:
         foreign = other.ones((3, 4), dtype=other.float32)
     else:
         foreign = np.ones((3, 4), "float32")
-    with pytest.raises(TypeError, match=r"two libraries: x is float32 \(2, 3\).*W is float32 \(3, 4\).*from_numpy"):
+    with pytest.raises(TypeError, match=r"two libraries: x is float32 \(2, 3\).*W is float32 \(3, 4\).*Bring W to"):
         affine(ones(2, 3), foreign)
     with pytest.raises(TypeError, match="two libraries"):
         affine_backward(foreign[:2, :], ones(2, 3), ones(3, 4))
+
+
+@pytest.mark.once
+@pytest.mark.filterwarnings("ignore:the matrix subclass:PendingDeprecationWarning")
+@pytest.mark.parametrize("kind", [np.ma.masked_array, np.asmatrix])
+def test_relatives_of_numpy_arrays_with_other_rules(kind: Any) -> None:
+    with pytest.raises(TypeError, match=r"x is no array of .*Make it one first, for example numpy\.asarray\(x\)"):
+        affine(kind(np.ones((2, 3))), np.ones((3, 4)))
+
+
+@pytest.mark.once
+def test_nothing_but_lists() -> None:
+    with pytest.raises(TypeError, match=r"x and W is no array.*numpy\.asarray\(x\)"):
+        affine([[1.0]], [[1.0]])
 
 
 @pytest.mark.parametrize("wrt", [("y",), ("x", "dW"), "Wb "])

@@ -197,9 +197,9 @@ class TestOut:
         [
             (np.zeros((2, 5), "f"), ValueError, r"shape \(2, 4\).*\(2, 5\)"),
             (np.zeros((2, 4)), TypeError, "dtype float32.*float64"),
-            (np.zeros((2, 4), int), TypeError, "int64"),
+            (np.zeros((2, 4), int), TypeError, "must have the dtype float32.*Pass a buffer of shape"),
             (np.broadcast_to(np.float32(0), (2, 4)), TypeError, "cannot be written"),
-            ([[0.0] * 4] * 2, TypeError, "list"),
+            ([[0.0] * 4] * 2, TypeError, "library of the operands: out is a builtins.list"),
         ],
     )
     def test_unfit_one_is_refused_and_left_alone(self, out: Any, error: type[Exception], words: str) -> None:
@@ -220,11 +220,35 @@ class TestOut:
         with pytest.raises(ValueError, match="not computed"):
             affine_backward(self.dy, self.x, self.W, out=(None, None, db))
 
-    def test_wrong_number_of_buffers_is_refused(self) -> None:
-        with pytest.raises(ValueError, match="2 entries"):
-            affine_backward(self.dy, self.x, self.W, self.b, out=(None, None))  # type: ignore[arg-type]
+    @pytest.mark.parametrize(
+        ("out", "words"), [((None, None), "tuple of 2"), (np.zeros(()), "ndarray"), ([None], "list")]
+    )
+    def test_what_is_no_triple_is_refused(self, out: Any, words: str) -> None:
+        with pytest.raises(TypeError, match=rf"tuple \(dx, dW, db\).*{words}"):
+            affine_backward(self.dy, self.x, self.W, self.b, out=out)
+
+    def test_one_buffer_for_two_gradients_is_refused(self) -> None:
+        buffer = np.zeros((3, 3), "f")
+        with pytest.raises(ValueError, match="one buffer for two gradients"):
+            affine_backward(buffer, buffer, buffer, out=(buffer, buffer, None))
+        assert not buffer.any()
+
+    def test_overlapping_elements_are_refused(self) -> None:
+        out = np.lib.stride_tricks.as_strided(np.zeros(4, "f"), (2, 4), (0, 4))
+        with pytest.raises(TypeError, match="cannot be written"):
+            affine(self.x, self.W, self.b, out=out)
 
 
 @pytest.mark.once
 def test_gradients_is_a_named_tuple() -> None:
     assert Gradients._fields == ("dx", "dW", "db")
+
+
+@pytest.mark.once
+def test_foreign_byte_order_is_data() -> None:
+    x, W, dy = (np.ones(shape, ">f8") for shape in ((2, 3), (3, 4), (2, 4)))
+    y, vjp = affine_vjp(x, W, np.ones(4, ">f8"))
+    assert y.tolist() == [[4] * 4] * 2
+    dx, dW, db = vjp(dy)
+    assert (dx.tolist(), dW.tolist(), db.tolist()) == ([[4] * 3] * 2, [[2] * 4] * 3, [2] * 4)
+    assert dx.dtype == x.dtype

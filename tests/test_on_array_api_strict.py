@@ -28,7 +28,7 @@ def test_arrays_on_two_devices_are_refused() -> None:
         affine(x, W, b)
     with pytest.raises(ValueError, match="two devices"):
         affine_backward(xp.ones((2, 4), device=there), x, W)
-    with pytest.raises(ValueError, match="two devices"):
+    with pytest.raises(ValueError, match="out must be on the device of the operands"):
         affine(x, W, out=xp.ones((2, 4), device=there))
 
 
@@ -44,3 +44,10 @@ def test_runs_without_data_dependent_shapes_and_booleans() -> None:
     with xp.ArrayAPIStrictFlags(**flags):
         y, vjp = affine_vjp(xp.ones((2, 3)), xp.ones((3, 4)), xp.ones(4))
         assert vjp(y).db.shape == (4,)
+
+
+def test_out_over_read_only_memory_is_refused() -> None:
+    memory = np.zeros((2, 4))
+    memory.flags.writeable = False
+    with pytest.raises(TypeError, match="cannot be written"):
+        affine(xp.ones((2, 3)), xp.ones((3, 4)), out=xp.asarray(memory, copy=False))

@@ -1,4 +1,4 @@
-"""What only JAX has: vjp as an oracle, jit, vmap, grad, donated and immutable arrays."""
+"""What only JAX has: vjp as an oracle, jit, vmap, grad, immutable arrays, dtypes that come and go."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from hypothesis import given
 
@@ -104,3 +105,19 @@ def test_without_x64_float32_is_all_there_is(backend: Any) -> None:
     with jax.enable_x64(False):
         assert "float64" not in backend.dtypes()
         assert "float32" in backend.dtypes()
+
+
+def test_tangents_of_integers_do_not_turn_numpy_into_jax() -> None:
+    float0 = np.zeros((2, 3), jax.dtypes.float0)  # NumPy by type, JAX by dtype
+    with pytest.raises(TypeError, match="must be of one kind"):
+        affine(float0, jnp.ones((3, 4)))
+    assert type(affine(np.ones((2, 3)), np.ones((3, 4)))) is np.ndarray
+    with pytest.raises(TypeError, match="two libraries"):
+        affine(np.ones((2, 3)), jnp.ones((3, 4)))
+
+
+def test_promotion_follows_the_switch_to_64_bits() -> None:
+    operands = jnp.ones((2, 3), "int32"), jnp.ones((3, 4), "uint32")
+    for enabled, dtype in ((False, "int32"), (True, "int64"), (False, "int32")):
+        with jax.enable_x64(enabled):
+            assert affine(*operands).dtype == dtype

@@ -41,3 +41,12 @@ def test_unknown_extents_pass_and_known_ones_are_checked() -> None:
     x = ndx.argument(shape=("N", 3), dtype=ndx.float32)
     with pytest.raises(ValueError, match=r"W takes n = 4: x is float32 \(\?, 3\)"):
         affine_vjp(x, ndx.argument(shape=(4, 5), dtype=ndx.float32))
+
+
+@pytest.mark.parametrize(
+    ("shape", "n", "n_batch_axes"), [(("N", 0, 3), 0, 1), (("N", 2, 3), 3, 2), (("A", "B", 3), 3, 2)]
+)
+def test_shapes_that_onnx_cannot_infer_say_what_to_do(shape: Any, n: int, n_batch_axes: int) -> None:
+    x = ndx.argument(shape=shape, dtype=ndx.float32)
+    with pytest.raises(ValueError, match="before its unknown extents"):
+        affine_vjp(x, ndx.argument(shape=(n, 0), dtype=ndx.float32), n_batch_axes=n_batch_axes)

@@ -115,3 +115,22 @@ def test_out_is_filled() -> None:
     out = torch.zeros(2, 4)
     assert affine(torch.ones(2, 3), torch.ones(3, 4), out=out) is out
     assert out.tolist() == [[3] * 4] * 2
+
+
+@pytest.mark.parametrize(
+    "unwritable",
+    [
+        pytest.param(lambda: torch.nn.Parameter(torch.zeros(3, 4)), id="parameter"),
+        pytest.param(lambda: torch.zeros(4).expand(3, 4), id="expanded"),
+        pytest.param(lambda: torch.inference_mode()(lambda: torch.zeros(3, 4))(), id="inference"),
+    ],
+)
+def test_out_that_torch_would_not_write_leaves_all_alone(unwritable: Any) -> None:
+    dx = torch.zeros(2, 3)
+    with pytest.raises(TypeError, match="dW cannot be written"):
+        affine_backward(torch.ones(2, 4), torch.ones(2, 3), torch.ones(3, 4), out=(dx, unwritable(), None))
+    assert not dx.any()
+
+
+def test_conjugated_and_negated_views_convert(backend: Any) -> None:
+    assert backend.to_numpy(torch.tensor([1 + 2j]).conj().imag).tolist() == [-2]

@@ -83,7 +83,7 @@ def examine_in_child(name: str, time_limit: float = _TIME_LIMIT) -> dict[str, An
         child = subprocess.run(  # noqa: S603 - our own module, a name of our own
             command, capture_output=True, text=True, timeout=time_limit, check=False
         )
-        report: dict[str, Any] = json.loads(child.stdout)
+        report: dict[str, Any] = json.loads((child.stdout.splitlines() or [""])[-1])  # libraries may print, too
     except subprocess.TimeoutExpired:
         return blank_report(name, status="unusable", note=f"no answer within {time_limit} s")
     except json.JSONDecodeError:

@@ -139,7 +139,7 @@ class Backend:
 
 
 def _torch_to_numpy(tensor: Any) -> Any:
-    tensor = tensor.detach().cpu().resolve_conj()
+    tensor = tensor.detach().cpu().resolve_conj().resolve_neg()
     return (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()
 
 
@@ -296,7 +296,9 @@ def get(name: str) -> Backend:
     return backend
 
 
-_NAMESPACES: dict[type, ModuleType] = {}  # by the type of array: finding one out takes microseconds
+# By type and dtype, since finding one out takes microseconds. The type alone would not do: the tangents that JAX
+# gives integers are NumPy arrays by type, of a dtype of JAX's own.
+_NAMESPACES: dict[tuple[type, Any], ModuleType] = {}
 
 
 def namespace_of(array: Array) -> ModuleType:
@@ -305,24 +307,25 @@ def namespace_of(array: Array) -> ModuleType:
     Raises
     ------
     TypeError
-        It is no array: a list, a Python number, a NumPy scalar.
+        It is no array of the standard: a list, a Python number, a NumPy scalar, a masked array, a matrix.
     """
-    xp = _NAMESPACES.get(type(array))
+    key = (type(array), getattr(array, "dtype", None))
+    xp = _NAMESPACES.get(key)
     if xp is None:
-        if isinstance(array, np.generic):
-            msg = f"a NumPy scalar is no array: {array!r}"
+        if isinstance(array, np.generic | np.matrix | np.ma.MaskedArray):
+            msg = f"{type(array).__name__} does not follow the array API standard"
             raise TypeError(msg)
-        xp = _NAMESPACES[type(array)] = array_api_compat.array_namespace(array)
+        xp = _NAMESPACES[key] = array_api_compat.array_namespace(array)
     return xp
 
 
 def library_of(xp: ModuleType) -> str:
-    """The name of the library behind a namespace, as users import it.
+    """The name of a namespace, as users import it.
 
     >>> library_of(get("numpy").xp)
     'numpy'
     """
-    return xp.__name__.removeprefix("array_api_compat.").partition(".")[0]
+    return xp.__name__.removeprefix("array_api_compat.")
 
 
 def device_of(array: Array) -> Any:

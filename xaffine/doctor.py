@@ -57,9 +57,15 @@ def examine(name: str) -> dict[str, Any]:
     report["dtypes"] = [dtype for dtype in ("float32", "float64") if dtype in backend.dtypes()]
     try:
         report["worst_error"] = verify(backend, report["dtypes"])
-    except Exception as error:  # whatever a backend raises is its diagnosis
-        return {**report, "status": "wrong", "note": f"{type(error).__name__}: {error}"}
-    return {**report, "throughput": measure_throughput(backend)}
+    except AssertionError as error:
+        return {**report, "status": "wrong", "note": str(error)}
+    except Exception as error:  # a library of CUDA that is missing, say
+        return {**report, "status": "unusable", "note": f"{type(error).__name__}: {error}"}
+    try:
+        report["throughput"] = measure_throughput(backend)
+    except Exception as error:  # out of memory, say, which leaves the gradients right
+        report["note"] = f"throughput not measured: {type(error).__name__}: {error}"
+    return report
 
 
 def blank_report(name: str, *, status: str, note: str | None) -> dict[str, Any]:

@@ -243,13 +243,18 @@ def _check_wrt(wrt: Iterable[str]) -> tuple[str, ...]:
 
 
 def _check_outs(out: _Outs, operands: Operands, wanted: Collection[str]) -> None:
-    if len(out) != len(_OPERANDS):
-        msg = f"out must be a tuple (dx, dW, db), with None where a new array is wanted; it has {len(out)} entries"
+    if not isinstance(out, tuple) or len(out) != len(_OPERANDS):
+        came = f"a tuple of {len(out)}" if isinstance(out, tuple) else f"a {type(out).__name__}"
+        msg = f"out must be a tuple (dx, dW, db), with None where a new array is wanted; it came as {came}"
+        raise TypeError(msg)
+    buffers = [buffer for buffer in out if buffer is not None]
+    if len({id(buffer) for buffer in buffers}) < len(buffers):
+        msg = "out holds one buffer for two gradients; pass one for each, or None"
         raise ValueError(msg)
     for name, buffer in zip(_OPERANDS, out, strict=True):
-        primal = getattr(operands, name)
         if buffer is None:
             continue
+        primal = getattr(operands, name)
         if name not in wanted or primal is None:
             msg = f"out holds a buffer for d{name}, which is not computed: {name} is not in wrt, or is None"
             raise ValueError(msg)

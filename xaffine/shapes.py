@@ -50,7 +50,7 @@ def check(x: Array, W: Array, b: Array | None, n_batch_axes: int | None) -> Oper
     ValueError
         Shapes or devices that do not go together, `n_batch_axes` out of range.
     """
-    dtype = _check_together(x=x, W=W, b=b)
+    dtype = _check_together(**_named(x=x, W=W, b=b))
     _check_parameter_shapes(W, b, x=x)
     k = _batch_axes(x, W, b, n_batch_axes)
     n = W.shape[0]
@@ -66,7 +66,7 @@ def check(x: Array, W: Array, b: Array | None, n_batch_axes: int | None) -> Oper
 
 def check_parameters(W: Array, b: Array | None) -> None:
     """Check W and b alone; raises as `check` does."""
-    _check_together(W=W, b=b)
+    _check_together(**_named(W=W, b=b))
     _check_parameter_shapes(W, b)
 
 
@@ -76,7 +76,7 @@ def check_cotangent(dy: Array, operands: Operands) -> Any:
     Raises as `check` does.
     """
     x, W, b = operands[:3]
-    dtype = _check_together(dy=dy, x=x, W=W, b=b)
+    dtype = _check_together(**_named(dy=dy, x=x, W=W, b=b))
     expected = operands.y_shape
     if _shapes_differ(dy.shape, expected):
         msg = (
@@ -97,16 +97,43 @@ def check_out(name: str, out: Array, like: Array, shape: tuple[int, ...], dtype:
     ValueError
         Another shape or device.
     """
-    _check_together(**{name: out, "the operands": like})
+    wanted = f"Pass a buffer of shape {_text(shape)} and dtype {_dtype_name(dtype)} that lives where x, W and b do"
+    came = describe(**{name: out})
+    try:
+        same_library = namespace_of(out) is namespace_of(like)
+    except TypeError:
+        same_library = False
+    if not same_library:
+        msg = f"{name} must be an array of the library of the operands: {came}. {wanted}"
+        raise TypeError(msg)
+    if device_of(out) != device_of(like) and None not in (device_of(out), device_of(like)):
+        msg = f"{name} must be on the device of the operands, {device_of(like)}: {came}. {wanted}"
+        raise ValueError(msg)
     if _shapes_differ(out.shape, shape):
-        msg = f"{name} must have the shape {_text(shape)}: {describe(**{name: out})}. Pass a buffer of that shape"
+        msg = f"{name} must have the shape {_text(shape)}: {came}. {wanted}"
         raise ValueError(msg)
     if out.dtype != dtype:
-        msg = f"{name} must have the dtype {_dtype_name(dtype)}: {describe(**{name: out})}. Pass a buffer of that dtype"
+        msg = f"{name} must have the dtype {_dtype_name(dtype)}: {came}. {wanted}"
         raise TypeError(msg)
-    if not array_api_compat.is_writeable_array(out):
-        msg = f"{name} cannot be written: {describe(**{name: out})} is immutable or read-only. Leave it out"
+    if not _is_writable(out):
+        msg = f"{name} cannot be written: {came}, which is immutable, read-only or broadcast. {wanted}, or leave it out"
         raise TypeError(msg)
+
+
+def _is_writable(array: Array) -> bool:
+    if not array_api_compat.is_writeable_array(array):
+        return False
+    if array_api_compat.is_lazy_array(array):
+        return True
+    stride = getattr(array, "stride", None)  # a method in torch
+    strides = stride() if callable(stride) else getattr(array, "strides", ())
+    if any(step == 0 and extent > 1 for step, extent in zip(strides, array.shape, strict=False)):
+        return False
+    try:
+        array[:0, ...] = array[:0, ...]  # writes nothing, and raises where writing would
+    except Exception:  # each library has its own error for it
+        return False
+    return True
 
 
 def flatten(xp: ModuleType, array: Array, n_batch_axes: int) -> Array:
@@ -121,6 +148,11 @@ def restore(xp: ModuleType, matrix: Array, shape: tuple[int, ...], n_batch_axes:
     if len(shape) == 2 and n_batch_axes == 1:
         return matrix
     return _reshape(xp, matrix, shape)
+
+
+def _named(b: Array | None, **operands: Any) -> dict[str, Any]:
+    """Name the operands that take part: b only if there is one."""
+    return operands if b is None else {**operands, "b": b}
 
 
 def describe(**operands: Any) -> str:
@@ -167,77 +199,77 @@ def _size(extents: tuple[Any, ...]) -> int | None:
 def _reshape(xp: ModuleType, array: Array, shape: tuple[Any, ...]) -> Array:
     if all(map(_known, shape)):
         return xp.reshape(array, shape)
-    # One unknown extent is what -1 stands for, as long as the others leave no doubt about it.
     inferred = tuple(extent if _known(extent) else -1 for extent in shape)
-    try:
-        return xp.reshape(array, inferred)
-    except ValueError as error:
-        msg = (
-            f"an array of shape {_text(array.shape)} cannot be reshaped to {_text(shape)} before its unknown "
-            f"extents (?) are known. Find them first (in Dask: array.compute_chunk_sizes()), or pass a 2-D x"
-        )
-        raise ValueError(msg) from error
+    if inferred.count(-1) == 1 and 0 not in inferred:  # else -1 would be ambiguous
+        try:
+            return xp.reshape(array, inferred)
+        except ValueError:  # Dask does not reshape what it does not know
+            pass
+    msg = (
+        f"an array of shape {_text(array.shape)} cannot be reshaped to {_text(shape)} before its unknown "
+        f"extents (?) are known. Find them first (in Dask: array.compute_chunk_sizes()), or pass a 2-D x"
+    )
+    raise ValueError(msg)
 
 
-# Libraries and dtypes that were found to go together, by the (type, dtype) of each operand, on which alone that
-# depends; with their common dtype.
-_COMMON_DTYPES: dict[tuple[Any, ...], Any] = {}
+# The dtype to compute in with operands of one type and dtype, the usual case, once those were checked.
+_COMMON_DTYPES: dict[tuple[type, Any], Any] = {}
 
 
 def _check_together(**operands: Any) -> Any:
-    """Check that the operands are arrays of one library, one device and one kind of dtype; return the common dtype.
-
-    Only a b may be None.
-    """
-    present = {name: operand for name, operand in operands.items() if operand is not None or name != "b"}
-    signature = tuple([(type(operand), getattr(operand, "dtype", None)) for operand in present.values()])
-    common = _COMMON_DTYPES.get(signature)
-    if common is None:
-        xp = _check_library(present, operands)
-        common = _check_dtypes(xp, [operand.dtype for operand in present.values()], operands)
-        _COMMON_DTYPES[signature] = common
-    devices = [device for device in map(device_of, present.values()) if device is not None]
+    """Check that the operands are arrays of one library, one device and one kind of dtype; return the common dtype."""
+    signatures = {(type(operand), getattr(operand, "dtype", None)) for operand in operands.values()}
+    dtype = _COMMON_DTYPES.get(next(iter(signatures))) if len(signatures) == 1 else None
+    if dtype is None:
+        xp = _check_library(operands)
+        dtype = _check_dtypes(xp, operands)
+        if len(signatures) == 1:
+            _COMMON_DTYPES[signatures.pop()] = dtype
+    devices = [device for device in map(device_of, operands.values()) if device is not None]
     if any(device != devices[0] for device in devices[1:]):
         msg = f"arrays on two devices: {describe(**operands)}. Move them to one first"
         raise ValueError(msg)
-    return common
+    return dtype
 
 
-def _check_library(present: dict[str, Any], operands: dict[str, Any]) -> ModuleType:
-    namespaces = []
-    for name, operand in present.items():
+def _check_library(operands: dict[str, Any]) -> ModuleType:
+    namespaces: dict[str, ModuleType] = {}
+    strangers: list[str] = []
+    for name, operand in operands.items():
         try:
-            namespaces.append(namespace_of(operand))
+            namespaces[name] = namespace_of(operand)
         except TypeError:
-            msg = (
-                f"{name} is no array of a library that follows the array API standard: {describe(**operands)}. "
-                f"Make it one first, for example numpy.asarray({name}) with at least one axis"
-            )
-            raise TypeError(msg) from None
-    if any(xp is not namespaces[0] for xp in namespaces[1:]):
+            strangers.append(name)
+    first = next(iter(namespaces.values()), None)
+    library = "numpy" if first is None else library_of(first)
+    if strangers:
         msg = (
-            f"arrays of two libraries: {describe(**operands)}. Convert them to one first, "
-            f"for example with xaffine.backends.get({library_of(namespaces[0])!r}).from_numpy"
+            f"{' and '.join(strangers)} is no array of a library that follows the array API standard: "
+            f"{describe(**operands)}. Make it one first, for example {library}.asarray({strangers[0]})"
         )
         raise TypeError(msg)
-    return namespaces[0]
+    others = [name for name, xp in namespaces.items() if xp is not first]
+    if others or first is None:
+        msg = (
+            f"arrays of two libraries: {describe(**operands)}. Bring {' and '.join(others)} to {library} first; "
+            f"to_numpy and from_numpy of xaffine.backends.get(NAME) do"
+        )
+        raise TypeError(msg)
+    return first
 
 
-def _check_dtypes(xp: ModuleType, dtypes: list[Any], operands: dict[str, Any]) -> Any:
+def _check_dtypes(xp: ModuleType, operands: dict[str, Any]) -> Any:
+    dtypes = [operand.dtype for operand in operands.values()]
     kinds = [next((i for i, kind in enumerate(_KINDS) if xp.isdtype(dtype, kind)), -1) for dtype in dtypes]
     if min(kinds) == max(kinds) != -1:
-        if all(dtype == dtypes[0] for dtype in dtypes[1:]):
-            return dtypes[0]
         try:
-            common = xp.result_type(*dtypes)
+            common = xp.result_type(*dtypes)  # of a single dtype too: it undoes a foreign byte order
         except (TypeError, ValueError, RuntimeError):  # how libraries say that two dtypes do not promote
             common = None
         if common is not None and xp.isdtype(common, _KINDS[kinds[0]]):
             return common
     widest = _dtype_name(dtypes[kinds.index(max(kinds))]) if max(kinds) != -1 else "a floating dtype"
-    others = [
-        name for name, operand in operands.items() if operand is not None and _dtype_name(operand.dtype) != widest
-    ]
+    others = [name for name, operand in operands.items() if _dtype_name(operand.dtype) != widest]
     msg = (
         f"the dtypes must be of one kind (integer, real floating or complex floating) and have a common dtype: "
         f"{describe(**operands)}. Cast {' and '.join(others)} to {widest} first, with xp.astype"

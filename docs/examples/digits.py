@@ -12,7 +12,6 @@ import argparse
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from array_api_compat import is_lazy_array
 from sklearn.datasets import load_digits
 
 from xaffine import AffineLayer, backends
@@ -35,10 +34,10 @@ def relu(xp: Any, h: Any) -> Any:
     return xp.where(h > 0, h, xp.zeros_like(h))
 
 
-def softmax(xp: Any, scores: Any) -> Any:
-    """Turn each row of scores into probabilities."""
-    powers = xp.exp(scores - xp.max(scores, axis=1, keepdims=True))
-    return powers / xp.sum(powers, axis=1, keepdims=True)
+def log_softmax(xp: Any, scores: Any) -> Any:
+    """Turn each row of scores into logarithms of probabilities."""
+    scores = scores - xp.max(scores, axis=1, keepdims=True)
+    return scores - xp.log(xp.sum(xp.exp(scores), axis=1, keepdims=True))
 
 
 def train(
@@ -75,8 +74,8 @@ def train(
 
     def step(parameter: Any, gradient: Any) -> Any:
         new = parameter - rate * gradient
-        # Left lazy, the parameters would drag the history of all steps along.
-        return backend.from_numpy(backend.to_numpy(new)) if is_lazy_array(new) else new
+        # Left lazy, the parameters of Dask would drag the history of all steps along.
+        return new.persist() if hasattr(new, "persist") else new
 
     history = []
     for number in range(1, epochs + 1):
@@ -86,11 +85,11 @@ def train(
             rows = order[start : start + batch]
             x, t = backend.from_numpy(x_train[rows]), backend.from_numpy(t_train[rows])
             h = first(x)
-            p = softmax(xp, second(relu(xp, h)))
-            loss -= float(xp.sum(t * xp.log(p)))
+            log_p = log_softmax(xp, second(relu(xp, h)))
+            loss -= float(xp.sum(t * log_p))
 
             # The derivative of the mean cross-entropy by the scores is (p - t) / N.
-            dh = second.backward((p - t) / len(rows))
+            dh = second.backward((xp.exp(log_p) - t) / len(rows))
             first.backward(xp.where(h > 0, dh, xp.zeros_like(dh)))
             for layer in (first, second):
                 layer.W, layer.b = step(layer.W, layer.dW), step(layer.b, layer.db)

@@ -19,25 +19,25 @@ __all__ = ["backward_W", "backward_b", "backward_x", "forward"]
 
 
 def forward(xp: ModuleType, x: Array, W: Array, b: Array | None) -> Array:
-    """Y = x W + b: (N, n), (n, m), (m,) to (N, m)."""
+    """y = x W + b: (N, n), (n, m), (m,) to (N, m)."""
     y = xp.matmul(x, W)
     return y if b is None else xp.add(y, b)
 
 
 def backward_x(xp: ModuleType, dy: Array, W: Array) -> Array:
-    """Dx = dy Wᵀ: (N, m), (n, m) to (N, n)."""
+    """dx = dy Wᵀ: (N, m), (n, m) to (N, n)."""
     return xp.matmul(dy, xp.matrix_transpose(W))
 
 
 def backward_W(xp: ModuleType, x: Array, dy: Array) -> Array:
-    """DW = xᵀ dy: (N, n), (N, m) to (n, m)."""
+    """dW = xᵀ dy: (N, n), (N, m) to (n, m)."""
     return xp.matmul(xp.matrix_transpose(x), dy)
 
 
 def backward_b(xp: ModuleType, dy: Array) -> Array:
-    """Db = Σ over the batch of dy: (N, m) to (m,)."""
+    """db = Σ over the batch of dy: (N, m) to (m,)."""
     dtype = dy.dtype
-    if xp.isdtype(dtype, "real floating") and xp.finfo(dtype).bits == 16:
+    if xp.isdtype(dtype, "real floating") and xp.finfo(dtype).bits <= 16:
         # A running sum in half precision stops growing at 1/u: 4096 ones would add up to 2048 in float16.
         return xp.astype(xp.sum(dy, axis=0, dtype=xp.float32), dtype)
     return xp.sum(dy, axis=0, dtype=dtype)

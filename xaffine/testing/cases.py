@@ -263,9 +263,10 @@ def _numpy_dtype(dtype: str) -> str:
 
 def _common_dtype(*operands: Operand | None) -> str:
     names = {operand.dtype for operand in operands if operand is not None}
-    if len(names) > 1:
-        names.discard("bfloat16")  # NumPy lacks it, and float32 and float64 both contain it
-    return np.result_type(*names).name if len(names) > 1 else names.pop()
+    if len(names) == 1:
+        return names.pop()
+    # NumPy lacks bfloat16; with any other dtype it promotes as float32 does.
+    return np.result_type(*("float32" if name == "bfloat16" else name for name in names)).name
 
 
 def _common_scale(*operands: Operand | None) -> int:

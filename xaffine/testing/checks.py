@@ -44,6 +44,7 @@ __all__ = [
     "inputs_are_left_alone",
     "permuted_rows_permute_results",
     "rejected_dy_changes_nothing",
+    "rejected_x_changes_nothing",
     "results_are_fresh",
     "results_match_their_primals",
 ]
@@ -253,7 +254,7 @@ def inputs_are_left_alone(make: Make, case: Case, backend: Backend, device: Any 
 
 
 def results_are_fresh(make: Make, case: Case, backend: Backend, device: Any = None) -> float:
-    """A later forward and backward change no result of an earlier one, and the same call gives the same again."""
+    """Results share no memory: neither later calls nor writes to the inputs change them; the same call repeats them."""
     x, W, b, dy = _arrays(case, backend, device)
     layer = make(W, b, n_batch_axes=case.n_batch_axes)
 
@@ -270,7 +271,18 @@ def results_are_fresh(make: Make, case: Case, backend: Backend, device: Any = No
     again = results()
     for name, array in before.items():
         _require_equal(f"the later {name}", backend.to_numpy(again[name]), array, case)
+    for operand, native in zip((case.x, case.W, case.b, case.dy), (x, W, b, dy), strict=True):
+        if operand is not None and operand.layout != "broadcast" and _is_writable_now(native):
+            native[...] = native + native + 1
+    for name, array in again.items():
+        if array is not None:
+            _require_equal(f"{name}, after a write to the inputs,", backend.to_numpy(array), before[name], case)
     return 0.0
+
+
+def _is_writable_now(array: Array) -> bool:
+    """Whether a write happens at once: a lazy library would only note it down."""
+    return array_api_compat.is_writeable_array(array) and not array_api_compat.is_lazy_array(array)
 
 
 def backward_belongs_to_latest_forward(make: Make, case: Case, backend: Backend, device: Any = None) -> float:
@@ -293,7 +305,10 @@ def rejected_dy_changes_nothing(make: Make, case: Case, backend: Backend, device
     layer.backward(dy)
     dW, db = layer.dW, layer.db
     *batch, m = case.dy.values.shape
-    for shape in ((*batch, m + 1), (1, *batch, m)):
+    shapes = [(*batch, m + 1), (1, *batch, m)]
+    if batch:
+        shapes += [(batch[0] + 1, *batch[1:], m), *([(1, *batch[1:], m)] if batch[0] != 1 else [])]
+    for shape in shapes:
         wrong = case.replace_values(dy=np.zeros(shape, case.dy.values.dtype)).dy.on(backend, device)
         try:
             layer.backward(wrong)
@@ -303,6 +318,31 @@ def rejected_dy_changes_nothing(make: Make, case: Case, backend: Backend, device
             _require(False, f"backward accepts a dy of shape {shape}: {case}")
         _require(layer.dW is dW, f"a rejected dy replaced dW: {case}")
         _require(layer.db is db, f"a rejected dy replaced db: {case}")
+    native = {"dx": layer.backward(dy), "dW": layer.dW, "db": layer.db}
+    results = {name: backend.to_numpy(a) for name, a in native.items() if a is not None}
+    return _require_within(results, ("dx", "dW", "db"), case, 0)
+
+
+def rejected_x_changes_nothing(make: Make, case: Case, backend: Backend, device: Any = None) -> float:
+    """An x with too many features raises, and the gradients and the backward are still those of the forward before."""
+    *before, last = case.x.values.shape
+    features = case.x.values.shape[len(case.batch) :]
+    if not features or 0 in features[:-1]:
+        return 0.0  # one more would be a sample, or still no feature
+    x, W, b, dy = _arrays(case, backend, device)
+    layer = make(W, b, n_batch_axes=case.n_batch_axes)
+    layer.forward(x)
+    layer.backward(dy)
+    dW, db = layer.dW, layer.db
+    values = np.zeros((*before, last + 1), case.x.values.dtype)
+    try:
+        layer.forward(case.replace_values(x=values).x.on(backend, device))
+    except Exception:  # noqa: S110 - likewise
+        pass
+    else:
+        _require(False, f"forward accepts an x of shape {values.shape}: {case}")
+    _require(layer.dW is dW, f"a rejected x replaced dW: {case}")
+    _require(layer.db is db, f"a rejected x replaced db: {case}")
     native = {"dx": layer.backward(dy), "dW": layer.dW, "db": layer.db}
     results = {name: backend.to_numpy(a) for name, a in native.items() if a is not None}
     return _require_within(results, ("dx", "dW", "db"), case, 0)
@@ -351,5 +391,6 @@ PROPERTIES = (
     Property("contract", "integers", results_are_fresh),
     Property("contract", "integers", backward_belongs_to_latest_forward),
     Property("contract", "integers", rejected_dy_changes_nothing),
+    Property("contract", "integers", rejected_x_changes_nothing),
 )
 """All properties, cheapest proof first."""
