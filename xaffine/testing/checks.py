@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import array_api_compat
 import numpy as np
@@ -67,29 +67,49 @@ Make: TypeAlias = Callable[..., Layer]
 """``make(W, b, n_batch_axes=k)`` returns a `Layer`."""
 
 
-class _Arrays(NamedTuple):
-    """Native operands of a case."""
+class _Trial:
+    """One layer, made for a case, with the operands of the case as arrays of the backend."""
 
-    x: Array
-    W: Array
-    b: Array | None
-    dy: Array
+    def __init__(self, make: Make, case: Case, backend: Backend, device: Any) -> None:
+        self.case, self.backend, self.device = case, backend, device
+        operands = {"x": case.x, "W": case.W, "b": case.b, "dy": case.dy}
+        self.inputs = {name: o.on(backend, device) for name, o in operands.items() if o is not None}
+        self.layer = make(self.inputs["W"], self.inputs.get("b"), n_batch_axes=case.n_batch_axes)
 
+    def results(self) -> dict[str, Array]:
+        """Forward and backward: y, dx, dW, db."""
+        return {"y": self.layer.forward(self.inputs["x"]), **self.gradients()}
 
-def _arrays(case: Case, backend: Backend, device: Any) -> _Arrays:
-    b = None if case.b is None else case.b.on(backend, device)
-    return _Arrays(case.x.on(backend, device), case.W.on(backend, device), b, case.dy.on(backend, device))
+    def gradients(self) -> dict[str, Array]:
+        """Backward: dx, dW, and db if there is a bias."""
+        native = {"dx": self.layer.backward(self.inputs["dy"]), "dW": self.layer.dW, "db": self.layer.db}
+        if self.case.b is None:
+            _require(native.pop("db") is None, f"db is not None without a bias: {self.case}")
+        return native
+
+    def in_numpy(self, native: dict[str, Array]) -> dict[str, np.ndarray]:
+        return {name: self.backend.to_numpy(array) for name, array in native.items()}
+
+    def require_rejection(self, operand: str, shape: tuple[int, ...]) -> None:
+        """Assert that an x or dy of that shape raises and leaves dW and db as they are."""
+        before = self.layer.dW, self.layer.db
+        dtype = getattr(self.case, operand).values.dtype
+        wrong = getattr(self.case.replace_values(**{operand: np.zeros(shape, dtype)}), operand)
+        call = {"x": self.layer.forward, "dy": self.layer.backward}[operand]
+        try:
+            call(wrong.on(self.backend, self.device))
+        except Exception:  # noqa: S110 - which error it is, is the implementation's own contract
+            pass
+        else:
+            _require(False, f"the layer accepts a {operand} of shape {shape}: {self.case}")
+        for name, old, new in zip(("dW", "db"), before, (self.layer.dW, self.layer.db), strict=True):
+            _require(new is old, f"a rejected {operand} replaced {name}: {self.case}")
 
 
 def _run(make: Make, case: Case, backend: Backend, device: Any) -> dict[str, np.ndarray]:
     """One forward and backward: y, dx, dW and db as NumPy arrays; no db without a bias."""
-    x, W, b, dy = _arrays(case, backend, device)
-    layer = make(W, b, n_batch_axes=case.n_batch_axes)
-    y = layer.forward(x)
-    native = {"y": y, "dx": layer.backward(dy), "dW": layer.dW, "db": layer.db}
-    if b is None:
-        _require(native.pop("db") is None, f"db is not None without a bias: {case}")
-    return {name: backend.to_numpy(array) for name, array in native.items()}
+    trial = _Trial(make, case, backend, device)
+    return trial.in_numpy(trial.results())
 
 
 def _require(holds: bool, message: str) -> None:
@@ -219,17 +239,12 @@ def _inner(a: np.ndarray, b: np.ndarray) -> Any:
 
 def results_match_their_primals(make: Make, case: Case, backend: Backend, device: Any = None) -> float:
     """Gradients have the shape and dtype of their primals, y its own; all are of the library and device of x."""
-    x, W, b, dy = _arrays(case, backend, device)
-    layer = make(W, b, n_batch_axes=case.n_batch_axes)
-    y, dx = layer.forward(x), layer.backward(dy)
-    owed = [
-        ("y", y, (*case.batch, case.W.values.shape[1]), case.y_dtype),
-        ("dx", dx, case.x.values.shape, case.x.dtype),
-        ("dW", layer.dW, case.W.values.shape, case.W.dtype),
-    ]
-    if case.b is not None:
-        owed.append(("db", layer.db, case.b.values.shape, case.b.dtype))
-    for name, result, shape, dtype in owed:
+    trial = _Trial(make, case, backend, device)
+    x = trial.inputs["x"]
+    owed = {"y": ((*case.batch, case.W.values.shape[1]), case.y_dtype)}
+    owed |= {f"d{name}": (getattr(case, name).values.shape, getattr(case, name).dtype) for name in trial.inputs}
+    for name, result in trial.results().items():
+        shape, dtype = owed[name]
         _require(type(result) is type(x), f"{name} is a {type(result)}, not a {type(x)}: {case}")
         # A lazy library may show a shape only with the values.
         sized = backend.to_numpy(result) if array_api_compat.size(result) is None else result
@@ -242,41 +257,30 @@ def results_match_their_primals(make: Make, case: Case, backend: Backend, device
 
 def inputs_are_left_alone(make: Make, case: Case, backend: Backend, device: Any = None) -> float:
     """Forward and backward write to none of x, W, b and dy."""
-    arrays = _arrays(case, backend, device)
-    x, W, b, dy = arrays
-    layer = make(W, b, n_batch_axes=case.n_batch_axes)
-    layer.forward(x)
-    layer.backward(dy)
-    for name, array in arrays._asdict().items():
-        if array is not None:
-            _require_equal(name, backend.to_numpy(array), getattr(case, name).values, case)
+    trial = _Trial(make, case, backend, device)
+    trial.results()
+    for name, array in trial.in_numpy(trial.inputs).items():
+        _require_equal(name, array, getattr(case, name).values, case)
     return 0.0
 
 
 def results_are_fresh(make: Make, case: Case, backend: Backend, device: Any = None) -> float:
     """Results share no memory: neither later calls nor writes to the inputs change them; the same call repeats them."""
-    x, W, b, dy = _arrays(case, backend, device)
-    layer = make(W, b, n_batch_axes=case.n_batch_axes)
-
-    def results() -> dict[str, Array]:
-        y = layer.forward(x)
-        return {"y": y, "dx": layer.backward(dy), "dW": layer.dW, "db": layer.db}
-
-    first = {name: array for name, array in results().items() if array is not None}
-    before = {name: np.array(backend.to_numpy(array)) for name, array in first.items()}
-    layer.forward(backend.xp.zeros_like(x))
-    layer.backward(backend.xp.zeros_like(dy))
-    for name, array in first.items():
-        _require_equal(f"the earlier {name}", backend.to_numpy(array), before[name], case)
-    again = results()
-    for name, array in before.items():
-        _require_equal(f"the later {name}", backend.to_numpy(again[name]), array, case)
-    for operand, native in zip((case.x, case.W, case.b, case.dy), (x, W, b, dy), strict=True):
-        if operand is not None and operand.layout != "broadcast" and _is_writable_now(native):
-            native[...] = native + native + 1
-    for name, array in again.items():
-        if array is not None:
-            _require_equal(f"{name}, after a write to the inputs,", backend.to_numpy(array), before[name], case)
+    trial = _Trial(make, case, backend, device)
+    first = trial.results()
+    before = {name: array.copy() for name, array in trial.in_numpy(first).items()}
+    trial.layer.forward(backend.xp.zeros_like(trial.inputs["x"]))
+    trial.layer.backward(backend.xp.zeros_like(trial.inputs["dy"]))
+    for name, array in trial.in_numpy(first).items():
+        _require_equal(f"the earlier {name}", array, before[name], case)
+    again = trial.results()
+    for name, array in trial.in_numpy(again).items():
+        _require_equal(f"the later {name}", array, before[name], case)
+    for name, array in trial.inputs.items():
+        if getattr(case, name).layout != "broadcast" and _is_writable_now(array):
+            array[...] = array + array + 1
+    for name, array in trial.in_numpy(again).items():
+        _require_equal(f"{name}, after a write to the inputs,", array, before[name], case)
     return 0.0
 
 
@@ -287,40 +291,23 @@ def _is_writable_now(array: Array) -> bool:
 
 def backward_belongs_to_latest_forward(make: Make, case: Case, backend: Backend, device: Any = None) -> float:
     """After two forwards the gradients are those of the second; after two backwards, those of one."""
-    x, W, b, dy = _arrays(case, backend, device)
-    layer = make(W, b, n_batch_axes=case.n_batch_axes)
-    layer.forward(backend.xp.zeros_like(x))
-    layer.forward(x)
-    layer.backward(dy)
-    native = {"dx": layer.backward(dy), "dW": layer.dW, "db": layer.db}
-    results = {name: backend.to_numpy(a) for name, a in native.items() if a is not None}
-    return _require_within(results, ("dx", "dW", "db"), case, 0)
+    trial = _Trial(make, case, backend, device)
+    trial.layer.forward(backend.xp.zeros_like(trial.inputs["x"]))
+    trial.results()
+    return _require_within(trial.in_numpy(trial.gradients()), ("dx", "dW", "db"), case, 0)
 
 
 def rejected_dy_changes_nothing(make: Make, case: Case, backend: Backend, device: Any = None) -> float:
     """A dy of a wrong shape raises, and the gradients and the next right backward are as if it had not come."""
-    x, W, b, dy = _arrays(case, backend, device)
-    layer = make(W, b, n_batch_axes=case.n_batch_axes)
-    layer.forward(x)
-    layer.backward(dy)
-    dW, db = layer.dW, layer.db
+    trial = _Trial(make, case, backend, device)
+    trial.results()
     *batch, m = case.dy.values.shape
-    shapes = [(*batch, m + 1), (1, *batch, m)]
+    wrong = [(*batch, m + 1), (1, *batch, m)]
     if batch:
-        shapes += [(batch[0] + 1, *batch[1:], m), *([(1, *batch[1:], m)] if batch[0] != 1 else [])]
-    for shape in shapes:
-        wrong = case.replace_values(dy=np.zeros(shape, case.dy.values.dtype)).dy.on(backend, device)
-        try:
-            layer.backward(wrong)
-        except Exception:  # noqa: S110 - which error it is, is the implementation's own contract
-            pass
-        else:
-            _require(False, f"backward accepts a dy of shape {shape}: {case}")
-        _require(layer.dW is dW, f"a rejected dy replaced dW: {case}")
-        _require(layer.db is db, f"a rejected dy replaced db: {case}")
-    native = {"dx": layer.backward(dy), "dW": layer.dW, "db": layer.db}
-    results = {name: backend.to_numpy(a) for name, a in native.items() if a is not None}
-    return _require_within(results, ("dx", "dW", "db"), case, 0)
+        wrong += [(rows, *batch[1:], m) for rows in (batch[0] + 1, 1) if rows != batch[0]]
+    for shape in wrong:
+        trial.require_rejection("dy", shape)
+    return _require_within(trial.in_numpy(trial.gradients()), ("dx", "dW", "db"), case, 0)
 
 
 def rejected_x_changes_nothing(make: Make, case: Case, backend: Backend, device: Any = None) -> float:
@@ -329,23 +316,10 @@ def rejected_x_changes_nothing(make: Make, case: Case, backend: Backend, device:
     features = case.x.values.shape[len(case.batch) :]
     if not features or 0 in features[:-1]:
         return 0.0  # one more would be a sample, or still no feature
-    x, W, b, dy = _arrays(case, backend, device)
-    layer = make(W, b, n_batch_axes=case.n_batch_axes)
-    layer.forward(x)
-    layer.backward(dy)
-    dW, db = layer.dW, layer.db
-    values = np.zeros((*before, last + 1), case.x.values.dtype)
-    try:
-        layer.forward(case.replace_values(x=values).x.on(backend, device))
-    except Exception:  # noqa: S110 - likewise
-        pass
-    else:
-        _require(False, f"forward accepts an x of shape {values.shape}: {case}")
-    _require(layer.dW is dW, f"a rejected x replaced dW: {case}")
-    _require(layer.db is db, f"a rejected x replaced db: {case}")
-    native = {"dx": layer.backward(dy), "dW": layer.dW, "db": layer.db}
-    results = {name: backend.to_numpy(a) for name, a in native.items() if a is not None}
-    return _require_within(results, ("dx", "dW", "db"), case, 0)
+    trial = _Trial(make, case, backend, device)
+    trial.results()
+    trial.require_rejection("x", (*before, last + 1))
+    return _require_within(trial.in_numpy(trial.gradients()), ("dx", "dW", "db"), case, 0)
 
 
 @dataclass(frozen=True)
