@@ -141,6 +141,12 @@ def test_unfit_parameters_are_refused_at_once(backend: Backend, shape_W: Any, sh
         AffineLayer(W, b)
 
 
+def test_bias_of_another_kind_is_refused_at_once(backend: Backend) -> None:
+    W, b = (backend.from_numpy(np.ones(shape, dtype)) for shape, dtype in (((3, 2), "float32"), ((2,), "int32")))
+    with pytest.raises(TypeError, match=r"W is float32 \(3, 2\).*b is int32 \(2,\).*Cast b to float32 first"):
+        AffineLayer(W, b)
+
+
 @pytest.mark.once
 def test_repr_says_shapes_dtypes_and_library() -> None:
     layer = AffineLayer(np.ones((3, 2)), np.ones(2), n_batch_axes=-1)

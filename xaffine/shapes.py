@@ -162,7 +162,7 @@ def describe(**operands: Any) -> str:
 
 def _describe(operand: Any) -> str:
     try:
-        library = library_of(namespace_of(operand))
+        library = library_of(namespace_of(operand)).partition(".")[0]
     except TypeError:
         return repr(operand) if operand is None else f"a {type(operand).__module__}.{type(operand).__qualname__}"
     device = device_of(operand)
