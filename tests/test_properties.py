@@ -46,8 +46,10 @@ class Vjp(Functions):
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    # The functional forms share the code of the layer; ndonnx takes a third of a second for each product of it.
-    makes = [AffineLayer] if metafunc.config.getoption("backend") == "ndonnx" else [AffineLayer, Functions, Vjp]
+    # The functional forms share the code of the layer. jax compiles every product of a new shape, and ndonnx takes
+    # a third of a second for any: there the layer alone is drawn for.
+    slow = metafunc.config.getoption("backend") in ("jax", "ndonnx")
+    makes = [AffineLayer] if slow else [AffineLayer, Functions, Vjp]
     metafunc.parametrize("make", makes)
 
 
