@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, settings
 from xaffine import backends
 
 # Examples of each property; fewer where a library compiles or schedules anew for every shape.
-EXAMPLES = {"jax": 30, "dask": 30, "ndonnx": 4, "sparse": 30}
+EXAMPLES = {"jax": 15, "dask": 30, "ndonnx": 4, "sparse": 30}
 # The example does not run on sparse arrays, and a matrix product of ndonnx takes a third of a second.
 WITHOUT_EXAMPLE = ("sparse", "ndonnx")
 
