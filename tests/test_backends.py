@@ -107,3 +107,40 @@ def test_importing_xaffine_imports_no_other_array_library() -> None:
     code = f"import sys, xaffine; print([name for name in {others} if name in sys.modules])"
     child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert child.stdout.strip() == "[]"
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(("dtype", "expected"), [("torch.bfloat16", "float32"), ("torch.float64", "float64")])
+def test_bfloat16_of_torch_becomes_float32(dtype: str, expected: str) -> None:
+    class Tensor:
+        """A stand-in for torch's, so that no torch is needed."""
+
+        values = np.ones(2)
+
+        def __init__(self) -> None:
+            self.dtype = dtype
+            self.detach = self.cpu = self.resolve_conj = self.resolve_neg = lambda: self
+
+        def float(self) -> Any:
+            self.values = self.values.astype("float32")
+            return self
+
+        def numpy(self) -> np.ndarray:
+            return self.values
+
+    assert backends._torch_to_numpy(Tensor()).dtype == expected
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    ("facts", "expected"),
+    [
+        ({"device": "gpu"}, "gpu"),
+        ({"device": None}, None),
+        ({"device": types.SimpleNamespace(device_set={1, 2})}, None),
+        ({"device": "gpu", "committed": True}, "gpu"),
+        ({"device": "gpu", "committed": False}, None),
+    ],
+)
+def test_device_binds_only_what_is_committed_to_one(facts: dict[str, Any], expected: Any) -> None:
+    assert backends.device_of(types.SimpleNamespace(**facts)) == expected

@@ -85,3 +85,9 @@ def test_unknown_rows_do_not_hide_a_wrong_width() -> None:
         affine(x, da.ones((4, 5)))
     with pytest.raises(ValueError, match=r"dy must have the shape of y, \(\?, 5\)"):
         affine_backward(da.ones((6, 4)), x, da.ones((3, 5)))
+
+
+def test_out_is_filled_lazily() -> None:
+    out = da.zeros((2, 4))
+    assert affine(da.ones((2, 3)), da.ones((3, 4)), out=out) is out
+    assert out.compute().tolist() == [[3] * 4] * 2

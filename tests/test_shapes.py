@@ -60,3 +60,9 @@ def test_what_cannot_be_inferred_says_what_to_do() -> None:
 def test_what_is_ambiguous_is_not_guessed(shape: Any) -> None:
     with pytest.raises(ValueError, match="before its unknown extents"):
         shapes.restore(Reshapes, Lazy(None, 3), shape, 1)
+
+
+def test_lazy_arrays_are_not_probed(monkeypatch: pytest.MonkeyPatch) -> None:
+    for question in ("is_writeable_array", "is_dask_array"):
+        monkeypatch.setattr(f"array_api_compat.{question}", lambda _: True)
+    assert shapes._is_writable(Lazy(None, 3))  # which a probe could not write to

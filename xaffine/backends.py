@@ -56,6 +56,7 @@ class Backend:
     _library: str
     _namespace: str
     _halves: tuple[str, ...] = ()
+    _inexact: tuple[str, ...] = ()
     _to_numpy: Callable[[Array], Any] = np.asarray
     _from_numpy: Callable[[np.ndarray], Any] = np.asarray
     _devices: Callable[[ModuleType], Sequence[Any]] = _standard_devices
@@ -90,7 +91,7 @@ class Backend:
             One of `devices`; the default one if not given.
         """
         numeric = self.xp.__array_namespace_info__().dtypes(kind="numeric", device=device)
-        return [*self._halves, *sorted(set(numeric) - {"bool"})]
+        return [*self._halves, *sorted(set(numeric) - {"bool", *self._inexact})]
 
     def from_numpy(self, array: np.ndarray, *, device: Any = None) -> Array:
         """An array of this library with the values and the dtype of a NumPy array.
@@ -215,6 +216,7 @@ _REGISTRY = {
             _library="ndonnx",
             _namespace="ndonnx",
             _halves=("float16",),
+            _inexact=("uint64",),  # summed by way of float64
             _to_numpy=lambda array: array.unwrap_numpy(),
         ),
         Backend(
