@@ -15,7 +15,7 @@ nox.needs_version = ">=2025.5"
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 BACKENDS = ("numpy", "array-api-strict", "torch", "jax", "dask", "sparse", "ndonnx", "cupy")
-COVERED = ("numpy", "array-api-strict")
+COVERED = ("numpy", "array-api-strict", "torch", "jax")
 
 
 def lowest(requirements: list[str]) -> list[str]:
@@ -57,7 +57,7 @@ def tests(session: nox.Session, backend: str) -> None:
 
 @nox.session
 def coverage(session: nox.Session) -> None:
-    """Require that the NumPy and strict sessions, run before, cover every line and branch."""
+    """Require that the sessions of backends with a kernel, and the strict one, cover every line and branch."""
     session.install("coverage>=7.10")
     files = [name for backend in COVERED for name in map(str, Path().glob(f".coverage.{backend}*"))]
     session.run("coverage", "combine", "--keep", *files)
@@ -78,3 +78,13 @@ def build(session: nox.Session) -> None:
             session.run("python", "-c", "import xaffine; print(xaffine.__file__)")
             session.run("xaffine", "--version")
             session.run("pip", "uninstall", "--yes", "xaffine")
+
+
+@nox.session(default=False)
+def mutants(session: nox.Session) -> None:
+    """Mutate the mathematics and require that the tests notice (half an hour)."""
+    project = PYPROJECT["project"]
+    extras = project["optional-dependencies"]
+    session.install(*project["dependencies"], *extras["cli"], *extras["testing"])
+    session.install(*nox.project.dependency_groups(PYPROJECT, "mutants"))
+    session.run("python", "tests/mutants.py")

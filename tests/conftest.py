@@ -12,10 +12,13 @@ from hypothesis import HealthCheck, settings
 
 from xaffine import backends
 
+pytest_plugins = ["pytester"]
+
 # Examples of each property; fewer where a library compiles or schedules anew for every shape.
 EXAMPLES = {"jax": 15, "dask": 30, "ndonnx": 4, "sparse": 30}
 # The example does not run on sparse arrays, and a matrix product of ndonnx takes a third of a second.
 WITHOUT_EXAMPLE = ("sparse", "ndonnx")
+WITH_PEERS = ("numpy", "torch", "jax")
 
 OWN_FILES = {name: f"test_on_{name.replace('-', '_')}.py" for name in backends.names()}
 
@@ -45,6 +48,8 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     others = {file for name, file in OWN_FILES.items() if name != backend}
     if backend in WITHOUT_EXAMPLE:
         others.add("test_digits.py")
+    if backend not in WITH_PEERS:
+        others.add("test_peers.py")
     return True if collection_path.name in others else None
 
 

@@ -131,7 +131,7 @@ def test_relatives_of_numpy_arrays_with_other_rules(kind: Any) -> None:
 
 @pytest.mark.once
 def test_nothing_but_lists() -> None:
-    with pytest.raises(TypeError, match=r"x and W is no array.*numpy\.asarray\(x\)"):
+    with pytest.raises(TypeError, match=r"x and W are no arrays.*numpy\.asarray\(x\)"):
         affine([[1.0]], [[1.0]])
 
 

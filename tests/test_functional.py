@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from xaffine import Gradients, affine, affine_backward, affine_vjp, functional
+from xaffine import AffineLayer, Gradients, affine, affine_backward, affine_vjp, functional, shapes
 from xaffine.backends import Backend
 from xaffine.testing import make_case
-from xaffine.testing.cases import error_ratio
+from xaffine.testing.cases import worst_error
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ def test_wrt_b_without_a_bias_is_none(array: Any) -> None:
 def test_half_precision_sums_do_not_stall(backend: Backend, device: Any) -> None:
     # A running float16 sum of ones stops at 2048, a bfloat16 one at 256; 4096 is a value of both.
     for dtype in {"float16", "bfloat16"} & set(backend.dtypes(device)):
-        case = make_case((4096,), (1,), 2, seed=0, dtypes=dtype)
+        case = make_case((4096, 1), 2, seed=0, dtypes=dtype)
         case = case.replace_values(dy=np.ones_like(case.dy.values))
         dy, x, W, b = (o.on(backend, device) for o in (case.dy, case.x, case.W, case.b))
         db = affine_backward(dy, x, W, b, wrt=("b",)).db
@@ -132,16 +132,16 @@ def test_nan_in_x_reaches_dw_even_where_dy_is_zero(backend: Backend, array: Any)
 
 
 def test_vjp_is_reentrant(backend: Backend) -> None:
-    case = make_case((9,), (5,), 4, seed=1)
+    case = make_case((9, 5), 4, seed=1)
     _, vjp = affine_vjp(*(o.on(backend) for o in (case.x, case.W, case.b)))
-    cotangents = [make_case((9,), (5,), 4, seed=seed).dy for seed in range(2, 18)]
+    cotangents = [make_case((9, 5), 4, seed=seed).dy for seed in range(2, 18)]
     natives = [dy.on(backend) for dy in cotangents]
     with ThreadPoolExecutor(8) as pool:
         results = list(pool.map(vjp, natives))
     for dy, gradients in zip(cotangents, results, strict=True):
         exact = case.replace_values(dy=dy.values).exact()
         for name, g in gradients._asdict().items():
-            assert error_ratio(backend.to_numpy(g), exact[name]) == 0
+            assert worst_error(backend.to_numpy(g), exact[name])[0] == 0
 
 
 def test_vjp_belongs_to_its_own_forward(backend: Backend, array: Any) -> None:
@@ -252,3 +252,29 @@ def test_foreign_byte_order_is_data() -> None:
     dx, dW, db = vjp(dy)
     assert (dx.tolist(), dW.tolist(), db.tolist()) == ([[4] * 3] * 2, [[2] * 4] * 3, [2] * 4)
     assert dx.dtype == x.dtype
+
+
+def test_out_of_integers_and_of_a_single_row_is_written() -> None:
+    x, W = np.ones((1, 3), "int32"), np.ones((3, 4), "int32")
+    out = np.zeros((1, 4), "int32")
+    assert affine(x, W, out=out) is out
+    assert out.tolist() == [[3] * 4]
+    one_row = np.lib.stride_tricks.as_strided(np.zeros(4, "int32"), (1, 4), (0, 4))  # a stride that is never taken
+    assert affine(x, W, out=one_row) is one_row
+    assert one_row.tolist() == [[3] * 4]
+
+
+def test_gradients_are_computed_in_the_common_dtype_of_all() -> None:
+    """With b in float64, a sum that float32 would round away is kept: 1 + 2¹³ terms of 2⁻²⁵."""
+    W = np.full((1, 2**13 + 1), 2.0**-25, "float32")
+    W[0, 0] = 1
+    dx, _, _ = affine_backward(np.ones((1, W.size), "float32"), np.ones((1, 1), "float32"), W, np.zeros(W.size))
+    assert dx.dtype == np.float32
+    assert dx[0, 0] == np.float32(1 + 2**13 * 2.0**-25)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_layer_of_a_dtype_never_seen_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shapes, "_COMMON_DTYPES", {})
+    layer = AffineLayer(np.ones((3, 4), np.longdouble))
+    assert layer(np.ones((2, 3), np.longdouble)).dtype == np.longdouble

@@ -199,8 +199,8 @@ BUGS: list[tuple[Any, set[str]]] = [
 ]  # fmt: skip
 
 
-def is_caught(prop: Any, make: Any, backend: Backend) -> bool:
-    @settings(phases=[Phase.generate])
+def is_caught(prop: Any, make: Any, backend: Backend, examples: int = 300) -> bool:
+    @settings(phases=[Phase.generate], max_examples=examples)
     @given(cases(["float32", "float64", "int64"], values=prop.values))
     def holds(case: Any) -> None:
         prop.check(make, case, backend)
@@ -233,7 +233,7 @@ def test_every_property_catches_some_bug() -> None:
 
 
 def test_unbroken_layer_is_not_caught(backend: Backend) -> None:
-    assert not any(is_caught(prop, Broken, backend) for prop in PROPERTIES)
+    assert not any(is_caught(prop, Broken, backend, examples=100) for prop in PROPERTIES)
 
 
 def test_every_property_says_what_it_proves() -> None:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import zlib
 from typing import Any
 
 import pytest
-from hypothesis import given, seed
+from hypothesis import settings
 
 from xaffine import AffineLayer, affine, affine_backward, affine_vjp
 from xaffine.backends import Array, Backend
-from xaffine.testing.checks import PROPERTIES, Property
-from xaffine.testing.strategies import cases
+from xaffine.testing import PROPERTIES, Property, check_affine
 
 
 class Functions:
@@ -55,9 +53,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.mark.parametrize("prop", PROPERTIES, ids=lambda prop: prop.name)
 def test_property(prop: Property, make: Any, backend: Backend, device: Any) -> None:
-    @seed(zlib.crc32(f"{prop.name} {make.__name__}".encode()))  # other cases for every property
-    @given(case=cases(backend.dtypes(device), values=prop.values))
-    def holds(case: Any) -> None:
-        prop.check(make, case, backend, device)
-
-    holds()
+    examples = settings().max_examples
+    dtypes = backend.dtypes(device)
+    report = check_affine(
+        make, xp=backend.name, device=device, dtype=dtypes, max_examples=examples, seed=0, properties=[prop]
+    )
+    assert report.results[0].examples == examples
+    assert report.results[0].worst_error <= 1
+    assert not report.gaps

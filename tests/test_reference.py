@@ -12,14 +12,15 @@ from hypothesis import find, given
 from hypothesis import strategies as st
 
 from xaffine.backends import Backend
-from xaffine.testing import bounds, cases, make_case
-from xaffine.testing.cases import LAYOUTS, Exact, error_ratio
+from xaffine.testing import bounds, cases, checks, make_case
+from xaffine.testing.cases import LAYOUTS, Exact, worst_error
 from xaffine.testing.strategies import cases as draw_cases
-from xaffine.testing.strategies import extents
+from xaffine.testing.strategies import extents, large_cases
 
 pytestmark = pytest.mark.once
 
 FLOATS = ("float16", "float32", "float64", "bfloat16", "complex64", "complex128")
+SUMMATIONS = (bounds.Summation(block=3), bounds.Summation("float64"), bounds.Summation("float64", block=2))
 ALL = (*FLOATS, "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 
 
@@ -47,14 +48,14 @@ def test_bound_of_one_rounding_is_reached_by_one_rounding() -> None:
     u = bounds.unit_roundoff("float32")
     exact = 1 + u
     assert abs(Fraction(float(np.float32(exact))) - exact) == u
-    bound = bounds.rounding_bound(exact, exact, 1, "float32", "float32")
+    bound = bounds.rounding_bound(exact, [exact], 1, 1, "float32", "float32")
     assert u < bound < u * (1 + 3 * u) + 2 * bounds.smallest_normal("float32") + u * u
 
 
 def test_a_cast_adds_its_own_rounding() -> None:
     one = Fraction(1)
-    narrow = bounds.rounding_bound(one, one, 3, "float64", "float32")
-    wide = bounds.rounding_bound(one, one, 3, "float64", "float64")
+    narrow = bounds.rounding_bound(one, [one], 3, 3, "float64", "float32")
+    wide = bounds.rounding_bound(one, [one], 3, 3, "float64", "float64")
     assert bounds.unit_roundoff("float32") < narrow - wide < 2 * bounds.unit_roundoff("float32")
 
 
@@ -85,34 +86,39 @@ def test_exact_results_are_those_of_rational_arithmetic(case: Any) -> None:
     exact = case.exact()
     assert exact.keys() == expected.keys()
     for name, value in exact.items():
-        for part, own in zip(expected[name], value.value, strict=False):
+        for part, own in zip(expected[name], value.stages[-1], strict=False):
             assert [Fraction(v, 2**value.scale) for v in own.ravel()] == part.ravel().tolist()
 
 
+def error_of(computed: np.ndarray, exact: Exact) -> float:
+    return worst_error(computed, exact)[0]
+
+
 def exact_three(k: int = 2) -> Exact:
-    return Exact(np.array([[3]], object), np.array([[3]], object), 0, k, "float32", "float32")
+    three = [np.array([3], object)]
+    return Exact([three], three, 0, k, k, "float32", "float32")
 
 
 def test_error_ratio_is_the_fraction_of_the_bound() -> None:
-    bound = bounds.rounding_bound(Fraction(3), Fraction(3), 2, "float32", "float32")
-    assert error_ratio(np.array([3.0]), exact_three()) == 0
+    bound = bounds.rounding_bound(Fraction(3), [Fraction(3)], 2, 2, "float32", "float32")
+    assert error_of(np.array([3.0]), exact_three()) == 0
     off = np.array([3.0 + 2.0**-22])
-    assert error_ratio(off, exact_three()) == float(Fraction(2) ** -22 / bound)
-    assert 0 < error_ratio(off, exact_three()) < 1 < error_ratio(np.array([3.0 + 2.0**-20]), exact_three())
+    assert error_of(off, exact_three()) == float(Fraction(2) ** -22 / bound)
+    assert 0 < error_of(off, exact_three()) < 1 < error_of(np.array([3.0 + 2.0**-20]), exact_three())
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
 def test_error_ratio_of_what_is_not_finite_is_infinite(wrong: float) -> None:
-    assert error_ratio(np.array([wrong]), exact_three()) == math.inf
+    assert error_of(np.array([wrong]), exact_three()) == math.inf
 
 
 def test_error_ratio_of_any_error_is_infinite_where_none_is_allowed() -> None:
-    assert error_ratio(np.array([np.nextafter(3.0, 4)]), exact_three(k=0)) == math.inf
+    assert error_of(np.array([np.nextafter(3.0, 4)]), exact_three(k=0)) == math.inf
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_float_cases_hold_values_of_their_dtype(dtype: str) -> None:
-    case = make_case((7,), (5,), 3, seed=0, values="floats", dtypes=dtype)
+    case = make_case((7, 5), 3, seed=0, values="floats", dtypes=dtype)
     parts = np.stack([case.x.values.real, case.x.values.imag]).astype(np.float64)
     significands, _ = np.frexp(parts)
     bits = -int(math.log2(bounds.unit_roundoff(dtype)))
@@ -171,8 +177,125 @@ def test_extents_multiply_to_at_most_the_limit(data: Any, limit: int) -> None:
     assert math.prod(data.draw(extents(limit))) <= max(limit, 1)
 
 
-def test_cases_print_what_matters() -> None:
-    case = make_case((2,), (3,), 4, seed=7, bias=False)
-    assert repr(case) == (
-        "Case(x=float32[2, 3] C, W=float32[3, 4] C, b=None, dy=float32[2, 4] C, n_batch_axes=1, seed=7)"
-    )
+@given(st.one_of(draw_cases(ALL), draw_cases(ALL, values="floats"), large_cases(ALL)))
+def test_code_of_a_case_makes_it_again(case: Any) -> None:
+    again = eval(case.code, {"make_case": make_case})  # noqa: S307 - our own text
+    assert again.code == case.code == repr(case)
+    assert again.y_dtype == case.y_dtype
+    for name in ("x", "W", "b", "dy"):
+        ours, theirs = getattr(case, name), getattr(again, name)
+        assert (ours is None) == (theirs is None)
+        if ours is not None:
+            assert (ours.dtype, ours.layout) == (theirs.dtype, theirs.layout)
+            assert np.array_equal(ours.values, theirs.values)
+
+
+def test_code_of_a_case_is_short() -> None:
+    assert make_case((2, 3), 4, seed=7, bias=False).code == "make_case((2, 3), 4, seed=7, bias=False)"
+
+
+@given(large_cases(ALL))
+def test_large_cases_are_exact_in_every_order(case: Any) -> None:
+    """The most that a sum of units can be, with a bias, is an integer that the dtype holds without a gap before it."""
+    N, n = case.x.values.shape
+    terms = 2 if np.iscomplexobj(case.x.values) else 1
+    assert terms * max(N, n, case.W.values.shape[1]) + 1 <= bounds.exact_integers(case.y_dtype)
+    assert max(np.abs(o.values.real).max() for o in (case.x, case.W, case.dy)) <= 1
+    assert case.kind == "units"
+
+
+@given(draw_cases(FLOATS, values="floats", mixed=False), st.sampled_from([None, *SUMMATIONS]))
+def test_array_bounds_are_the_exact_ones_rounded_up(case: Any, summation: Any) -> None:
+    arrays = {name: getattr(case, name) and getattr(case, name).values for name in ("x", "W", "b", "dy")}
+    computed = bounds.affine_bounds(
+        **arrays, dtype=case.y_dtype, n_batch_axes=case.n_batch_axes, summation=summation
+    )._asdict()
+    for name, exact in case.exact(summation).items():
+        unit = Fraction(1, 2**exact.scale)
+        bound = computed.pop(name)
+        assert bound.shape == exact.shape
+        for i, part in enumerate([bound.real, bound.imag] if np.iscomplexobj(bound) else [bound]):
+            stages = [[int(v) * unit for v in stage[i].ravel()] for stage in exact.stages]
+            for j, (got, size) in enumerate(zip(part.ravel(), exact.magnitude[i].ravel(), strict=True)):
+                values = [stage[j] for stage in stages]
+                true = bounds.rounding_bound(
+                    int(size) * unit, values, exact.k, exact.terms, exact.accumulator, exact.rounded_to
+                )
+                assert true == math.inf == got or true <= Fraction(float(got)) <= true * (1 + Fraction(1, 2**30))
+    assert set(computed.values()) <= {None}
+
+
+def test_forward_bound_needs_no_dy() -> None:
+    x, W = np.ones((2, 3)), np.ones((3, 4))
+    y, *others = bounds.affine_bounds(x, W, dtype="float64")
+    assert y.shape == (2, 4)
+    assert others == [None, None, None]
+
+
+def test_blocks_round_less() -> None:
+    assert [bounds.Summation(block=10).roundings(k) for k in (0, 1, 10, 11, 20, 21, 100)] == [0, 1, 10, 11, 11, 12, 19]
+
+
+def test_blocked_sum_stays_within_its_bound_and_a_running_one_does_not() -> None:
+    """A running float32 sum of ones stops at 2²⁴."""
+    terms = np.ones(2**25, np.float32)
+    running = np.add.accumulate(terms)[-1]
+    blocked = np.add.accumulate(np.add.accumulate(terms.reshape(8192, 4096), axis=1)[:, -1])[-1]
+    exact = Fraction(2**25)
+    k = bounds.Summation(block=4096).roundings(2**25)
+    limit = bounds.rounding_bound(exact, [exact], k, 2**25, "float32", "float32")
+    assert abs(Fraction(float(blocked)) - exact) <= limit < abs(Fraction(float(running)) - exact)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_asks_for_wide_accumulators(dtype: str) -> None:
+    assert bounds.usual_summation(dtype) == bounds.Summation("float32")
+    k = 4096
+    narrow = bounds.rounding_bound(Fraction(k), [Fraction(k)], k, k, dtype, dtype)
+    wide = bounds.rounding_bound(Fraction(k), [Fraction(k)], k, k, "float32", dtype)
+    assert narrow == math.inf
+    assert wide < 2 * bounds.unit_roundoff(dtype) * k
+
+
+def test_every_product_may_underflow_however_the_sum_is_added_up() -> None:
+    """A hundred products just under the smallest normal number, all flushed to zero: a hundred times it is lost."""
+    nu = float(bounds.smallest_normal("float32"))
+    x, W = np.full((1, 100), 1.0), np.full((100, 1), np.nextafter(nu, 0))
+    for summation in (bounds.Summation(), bounds.Summation(block=10)):
+        assert bounds.affine_bounds(x, W, dtype="float32", summation=summation).y[0, 0] >= 100 * nu
+
+
+def test_case_without_a_bias_does_not_depend_on_its_dtype() -> None:
+    dtypes: Any = ("float32", "float32", "float16", "float32")
+    case = make_case((3, 2), 2, seed=0, values="floats", dtypes=dtypes, bias=False)
+    again = eval(case.code, {"make_case": make_case})  # noqa: S307 - our own text
+    assert np.array_equal(case.x.values, again.x.values)
+
+
+def test_halves_have_wide_accumulators_in_y_beside_a_wider_dy() -> None:
+    exact = make_case((3, 2), 2, seed=0, values="floats", dtypes=("float16", "float16", "float16", "float32")).exact()
+    assert (exact["y"].accumulator, exact["y"].rounded_to) == ("float32", "float16")
+    assert (exact["dx"].accumulator, exact["dx"].rounded_to) == ("float32", "float16")
+
+
+def test_what_is_no_model_of_summation_is_refused() -> None:
+    with pytest.raises(ValueError, match="a block holds at least one term, not 0"):
+        bounds.Summation(block=0)
+    with pytest.raises(ValueError, match="'tf32' is no dtype of numbers; those with a rounding are bfloat16, float16"):
+        bounds.Summation("tf32")
+    with pytest.raises(ValueError, match="'flaot32' is no dtype"):
+        bounds.affine_bounds(np.ones((2, 3)), np.ones((3, 4)), dtype="flaot32")
+
+
+def test_factory_without_a_signature_takes_no_batch_axes() -> None:
+    assert not checks.takes_batch_axes(type)
+
+
+def test_no_frames_have_no_last_line() -> None:
+    assert checks.last_line_of([]) == "(no traceback)"
+
+
+def test_mixed_cases_with_bfloat16_promote_as_float32_does() -> None:
+    case = make_case((2, 3), 2, seed=0, values="floats", dtypes=("bfloat16", "float64", "bfloat16", "float32"))
+    assert case.y_dtype == "float64"
+    assert case.exact()["dx"].rounded_to == "bfloat16"

@@ -244,7 +244,8 @@ def _check_library(operands: dict[str, Any]) -> ModuleType:
     library = "numpy" if first is None else library_of(first)
     if strangers:
         msg = (
-            f"{' and '.join(strangers)} is no array of a library that follows the array API standard: "
+            f"{' and '.join(strangers)} {'is no array' if len(strangers) == 1 else 'are no arrays'} of a library that "
+            f"follows the array API standard: "
             f"{describe(**operands)}. Make it one first, for example {library}.asarray({strangers[0]})"
         )
         raise TypeError(msg)

@@ -7,11 +7,29 @@ Four tiers, each a set of properties in `checks.PROPERTIES`:
 3. *Calculus*: adjoint identity, linearity, additivity over the batch, equivariance.
 4. *Contract*: shapes, dtypes, devices, fresh results, untouched inputs, rejected calls.
 
-`xaffine.testing.strategies` draws the cases with Hypothesis (extra ``testing``); the rest needs NumPy alone.
+`check_affine` puts an implementation through all of them, `property_tests` makes a pytest test of each, and
+``xaffine check`` does so from the shell. They draw their cases with Hypothesis (extra ``testing``); the rest needs
+NumPy alone.
 """
 
 from xaffine.testing import bounds, cases, checks
 from xaffine.testing.cases import Case, Operand, make_case
 from xaffine.testing.checks import PROPERTIES, Property
+from xaffine.testing.runner import PropertyError, Report, Result, check_affine, from_functions, property_tests
 
-__all__ = ["PROPERTIES", "Case", "Operand", "Property", "bounds", "cases", "checks", "make_case"]
+__all__ = [
+    "PROPERTIES",
+    "Case",
+    "Operand",
+    "Property",
+    "PropertyError",
+    "Report",
+    "Result",
+    "bounds",
+    "cases",
+    "check_affine",
+    "checks",
+    "from_functions",
+    "make_case",
+    "property_tests",
+]  # fmt: skip

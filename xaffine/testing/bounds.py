@@ -1,27 +1,42 @@
-"""A-priori rounding bounds, as exact rational numbers.
+"""A-priori rounding bounds for y, dx, dW and db.
 
 The model of floating-point arithmetic is the standard one with underflow,
 
     fl(a ∘ b) = (a ∘ b)(1 + δ) + η,    |δ| ≤ u,    |η| ≤ ν,
 
 where u is the unit roundoff and ν the smallest normal number, which covers gradual underflow and flushing to
-zero alike. A sum of products in which no term takes part in more than k roundings then satisfies, in whatever
-order it is added up,
+zero alike. A sum of t products in which no term takes part in more than k roundings then satisfies
 
-    |fl(Σ a_i b_i) − Σ a_i b_i| ≤ γ_k Σ |a_i||b_i| + underflow,    γ_k = k u / (1 − k u).
+    |fl(Σ a_i b_i) − Σ a_i b_i| ≤ γ_k Σ |a_i||b_i| + 2 t ν (1 + γ_k),    γ_k = k u / (1 − k u):
+
+each of its t products and fewer than t additions may leave an η, which at most k later roundings then enlarge.
+
+How large k is, and in which format u is taken, depends on how the sum is added up: see `Summation`.
+`affine_bounds` applies this to the four results of an affine layer, `rounding_bound` to one element.
 
 References
 ----------
-N. J. Higham, *Accuracy and Stability of Numerical Algorithms*, 2nd ed., SIAM 2002: the model (2.4) and (2.8),
-γ_k in lemma 3.1, inner products in section 3.1.
+N. J. Higham, *Accuracy and Stability of Numerical Algorithms*, 2nd ed., SIAM 2002: the model (2.4), with underflow
+(2.8); γ_k in lemma 3.1; inner products in any order and in blocks in section 3.1; matrix products, componentwise,
+(3.13) in section 3.5; complex products in section 3.6.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence  # noqa: TC003 - a field of a NamedTuple
+from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any, NamedTuple, TypeAlias
 
-__all__ = ["exact_integers", "gamma", "rounding_bound", "smallest_normal", "unit_roundoff"]
+import numpy as np
+
+from xaffine.shapes import check, check_cotangent, flatten
+
+__all__ = [
+    "Bounds", "Summation", "affine_bounds", "exact_integers", "gamma", "rounding_bound", "smallest_normal",
+    "unit_roundoff", "usual_summation",
+]  # fmt: skip
 
 # Significand bits p and exponent of the smallest normal number, IEEE 754-2019 table 3.5 and bfloat16.
 _FORMATS = {
@@ -33,6 +48,9 @@ _FORMATS = {
     "complex128": (53, -1022),
 }
 
+Number: TypeAlias = Any
+"""A Fraction, a float (infinity), or an array of floats."""
+
 
 def unit_roundoff(dtype: str) -> Fraction:
     """The unit roundoff u of a dtype (of its real and imaginary parts): 2⁻ᵖ with p significand bits; 0 for integers.
@@ -40,7 +58,7 @@ def unit_roundoff(dtype: str) -> Fraction:
     >>> unit_roundoff("float16")
     Fraction(1, 2048)
     """
-    return Fraction(1, 2 ** _FORMATS[dtype][0]) if dtype in _FORMATS else Fraction(0)
+    return Fraction(1, 2 ** _FORMATS[dtype][0]) if _known(dtype) in _FORMATS else Fraction(0)
 
 
 def smallest_normal(dtype: str) -> Fraction:
@@ -49,7 +67,7 @@ def smallest_normal(dtype: str) -> Fraction:
     >>> smallest_normal("float16")
     Fraction(1, 16384)
     """
-    return Fraction(2) ** _FORMATS[dtype][1] if dtype in _FORMATS else Fraction(0)
+    return Fraction(2) ** _FORMATS[dtype][1] if _known(dtype) in _FORMATS else Fraction(0)
 
 
 def exact_integers(dtype: str) -> int:
@@ -64,6 +82,22 @@ def exact_integers(dtype: str) -> int:
     return int(2 ** (bits if dtype.startswith("u") else bits - 1)) - 1
 
 
+def is_dtype(name: str) -> bool:
+    """Whether a name is that of a dtype of numbers.
+
+    >>> is_dtype("bfloat16"), is_dtype("uint8"), is_dtype("float8")
+    (True, True, False)
+    """
+    return name in _FORMATS or name in {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
+
+
+def _known(dtype: str) -> str:
+    if not is_dtype(dtype):
+        msg = f"{dtype!r} is no dtype of numbers; those with a rounding are {', '.join(_FORMATS)}"
+        raise ValueError(msg)
+    return dtype
+
+
 def gamma(k: int, u: Fraction) -> Fraction | float:
     """γ_k = k u / (1 − k u), infinite where k u ≥ 1: there the model promises nothing.
 
@@ -75,35 +109,255 @@ def gamma(k: int, u: Fraction) -> Fraction | float:
     return k * u / (1 - k * u) if k * u < 1 else math.inf
 
 
-def rounding_bound(exact: Fraction, magnitude: Fraction, k: int, computed_in: str, rounded_to: str) -> Fraction | float:
-    """Bound the error of one element that is a sum of products.
+@dataclass(frozen=True)
+class Summation:
+    """How a sum of products is added up: what a bound assumes of an implementation.
 
-    Parameters
+    Attributes
     ----------
-    exact : Fraction
-        The value Σ a_i b_i without any error.
-    magnitude : Fraction
-        Σ |a_i||b_i|.
-    k : int
-        The most roundings that any term takes part in.
-    computed_in : str
-        The dtype of the products and sums.
-    rounded_to : str
-        The dtype that the sum is cast to in the end; the same one for no cast.
+    accumulator : str, optional
+        The dtype of the products and the partial sums. A sum that is kept in another dtype than the result's is
+        rounded once to that of the result (and y once more, when the bias is added). By default that of the result.
+    block : int, optional
+        The sum is cut into blocks of at most so many real terms (a complex product has two in each part); terms are
+        added within their block and then the sums of the blocks, both in any order. By default the whole sum is added
+        up in any order.
 
-    Returns
-    -------
-    Fraction or inf
-        The largest |computed − exact| that the standard model allows.
+    Raises
+    ------
+    ValueError
+        `accumulator` is no dtype, or `block` below 1.
 
     Examples
     --------
-    >>> bound = rounding_bound(Fraction(3), Fraction(5), 2, "float32", "float32")
+    >>> Summation().roundings(1000), Summation(block=32).roundings(1000)
+    (1000, 63)
+    """
+
+    accumulator: str | None = None
+    block: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.accumulator is not None:
+            _known(self.accumulator)
+        if self.block is not None and self.block < 1:
+            msg = f"a block holds at least one term, not {self.block}"
+            raise ValueError(msg)
+
+    def roundings(self, terms: int) -> int:
+        """The most roundings that a term of a sum of so many products takes part in, that of its product included."""
+        if self.block is None or terms <= self.block:
+            return terms
+        return self.block + math.ceil(terms / self.block) - 1
+
+
+def usual_summation(dtype: str) -> Summation:
+    """What is asked of an implementation by default: any order, and float32 accumulators for half precision.
+
+    Matrix units and BLAS libraries add products of halves in float32; in half precision itself, a sum over a
+    batch of 4096 rows loses half of its terms.
+
+    >>> usual_summation("bfloat16").accumulator, usual_summation("float64").accumulator
+    ('float32', None)
+    """
+    return Summation("float32" if dtype in ("float16", "bfloat16") else None)
+
+
+def rounding_bound(
+    magnitude: Number, stages: Sequence[Number], k: int, terms: int, accumulator: str, rounded_to: str
+) -> Number:
+    """Bound the error of a result that is a sum of products.
+
+    Parameters
+    ----------
+    magnitude : Fraction or array
+        Σ |a_i||b_i|.
+    stages : sequence of Fraction or array
+        The exact values that are rounded to `rounded_to`, one after the other, where that is not `accumulator`: the
+        sum, and y after the sum x W.
+    k : int
+        The most roundings that any term takes part in, as from `Summation.roundings`.
+    terms : int
+        How many products the sum has, and one for the bias.
+    accumulator : str
+        The dtype of the products and sums.
+    rounded_to : str
+        The dtype of the result.
+
+    Returns
+    -------
+    Fraction, float (infinity) or array
+        The largest |computed − exact| that the model of this module allows; exact on Fractions.
+
+    Examples
+    --------
+    >>> bound = rounding_bound(Fraction(5), [Fraction(3)], 2, 2, "float32", "float32")
     >>> round(float(bound / unit_roundoff("float32")), 3)  # 2 roundings of at most 5
     10.0
     """
-    # Each term meets k operations at most, and so does what underflow left in an operation before.
-    error = gamma(k, unit_roundoff(computed_in)) * magnitude + 2 * k * smallest_normal(computed_in)
-    if rounded_to == computed_in:
-        return error
-    return error + unit_roundoff(rounded_to) * (abs(exact) + error) + smallest_normal(rounded_to)
+    number: Any = float if isinstance(magnitude, np.ndarray) else Fraction
+    factor = gamma(k, unit_roundoff(accumulator))
+    factor = number(factor) if factor < math.inf else factor
+    error = factor * magnitude + number(2 * terms * smallest_normal(accumulator)) * (1 + factor)
+    if rounded_to != accumulator:
+        u, nu = number(unit_roundoff(rounded_to)), number(smallest_normal(rounded_to))
+        for stage in stages:
+            error = error + u * (abs(stage) + error) + nu
+    return error
+
+
+class Bounds(NamedTuple):
+    """Upper bounds of the absolute errors of the results, element by element; None where there is no such result.
+
+    Attributes
+    ----------
+    y, dx, dW, db : numpy.ndarray or None
+        In float64 and the shape of the result. Complex results have complex bounds: the real part bounds the error of
+        the real part, the imaginary part that of the imaginary part.
+    """
+
+    y: np.ndarray
+    dx: np.ndarray | None = None
+    dW: np.ndarray | None = None
+    db: np.ndarray | None = None
+
+
+def affine_bounds(
+    x: np.ndarray,
+    W: np.ndarray,
+    b: np.ndarray | None = None,
+    dy: np.ndarray | None = None,
+    *,
+    dtype: str,
+    n_batch_axes: int | None = None,
+    summation: Summation | None = None,
+) -> Bounds:
+    """Bound the rounding errors of y = x W + b, dx = dy Wᵀ, dW = xᵀ dy and db = Σ dy.
+
+    Componentwise, with k the `Summation.roundings` of the terms (n and one for the bias, m, N, and N less the product
+    that db does not have),
+
+        |ŷ − y| ≤ γ_k (|x||W| + |b|),    |d̂x − dx| ≤ γ_k |dy||W|ᵀ,
+        |d̂W − dW| ≤ γ_k |x|ᵀ|dy|,         |d̂b − db| ≤ γ_k Σ |dy|,
+
+    each with the term for underflow, and with the rounding to the result's dtype where sums are kept in another one.
+    A complex product has two real products in each part, so there n, m and N count twice.
+
+    Parameters
+    ----------
+    x, W, b, dy, n_batch_axes
+        As in `xaffine.affine_backward`, as NumPy arrays of values of `dtype`. Without `dy`, only y is bounded.
+    dtype : str
+        The dtype that the layer computes in, such as ``"bfloat16"``: that of x, W, b and dy in the implementation.
+    summation : Summation, optional
+        How the implementation adds up; by default `usual_summation` of the dtype.
+
+    Returns
+    -------
+    Bounds
+        Rounded up: the roundings of their own computation in float64 are added in.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `xaffine.affine_backward`.
+
+    Examples
+    --------
+    >>> x, W = np.ones((2, 3)), np.ones((3, 4))
+    >>> bound = affine_bounds(x, W, dtype="float32").y
+    >>> bound.shape, round(float(bound[0, 0] / unit_roundoff("float32")), 3)  # three roundings of at most 3
+    ((2, 4), 9.0)
+    """
+    operands = check(x, W, b, n_batch_axes)
+    k = operands.n_batch_axes
+    shapes = {"y": operands.y_shape, "dx": x.shape, "dW": W.shape, "db": W.shape[1:]}
+    if dy is not None:
+        check_cotangent(dy, operands)
+        dy = flatten(np, dy, k)
+    summation = usual_summation(_known(dtype)) if summation is None else summation
+    sums = sums_of_products(_parts(flatten(np, x, k)), _parts(W), _parts(b), _parts(dy), summation)
+    return Bounds(**{name: _round_up(sums[name], dtype, summation, shapes[name]) for name in sums})
+
+
+def _round_up(sums: Sums, dtype: str, summation: Summation, shape: tuple[int, ...]) -> np.ndarray:
+    """Bound sums that float64 has computed with errors of its own: relative ones of `own`, and underflow."""
+    operations = sums.terms + 16  # those of a sum in any order, and a dozen in the formula
+    own, tiny = operations * 2.0**-52, operations * 2.0**-1022
+    accumulator = summation.accumulator or dtype
+    parts = []
+    for i, magnitude in enumerate(sums.magnitude):
+        size = magnitude * (1 + own) + tiny
+        stages = [abs(stage[i]) + own * size for stage in sums.stages]
+        parts.append(rounding_bound(size, stages, sums.k, sums.terms, accumulator, dtype) * (1 + own))
+    whole = parts[0] if len(parts) == 1 else parts[0] + 1j * parts[1]
+    return np.asarray(whole.reshape(shape))
+
+
+Parts: TypeAlias = list[np.ndarray]
+"""A matrix or vector as its real part alone, or as real and imaginary part; of floats or of exact integers."""
+
+
+class Sums(NamedTuple):
+    """The sums that one result consists of.
+
+    Attributes
+    ----------
+    stages : list of Parts
+        The value, after the value without the bias where there is one.
+    magnitude : Parts
+        The same sums with every term positive.
+    k : int
+        The most roundings that any term takes part in.
+    terms : int
+        How many terms there are.
+    """
+
+    stages: list[Parts]
+    magnitude: Parts
+    k: int
+    terms: int
+
+
+def sums_of_products(x: Parts, W: Parts, b: Parts | None, dy: Parts | None, summation: Summation) -> dict[str, Sums]:
+    """The sums in y and, with dy, in dx, dW and (with b) db: operands are matrices, b has the scale of products."""
+    parts = len(x)
+    n, m = W[0].shape
+    y, size = _product(x, W), _magnitude(x, W)
+    stages = [y]
+    # Without any product, y is b as it is.
+    k = summation.roundings(parts * n) + (b is not None) if n else 0
+    if b is not None:
+        stages.append([p + offset for p, offset in zip(y, b, strict=True)])
+        size = [p + abs(offset) for p, offset in zip(size, b, strict=True)]
+    sums = {"y": Sums(stages, size, k, parts * n + (b is not None))}
+    if dy is None:
+        return sums
+    W_T, x_T = [part.T for part in W], [part.T for part in x]
+    N = len(dy[0])
+    sums["dx"] = Sums([_product(dy, W_T)], _magnitude(dy, W_T), summation.roundings(parts * m), parts * m)
+    sums["dW"] = Sums([_product(x_T, dy)], _magnitude(x_T, dy), summation.roundings(parts * N), parts * N)
+    if b is not None:
+        total, sizes = [part.sum(0) for part in dy], [abs(part).sum(0) for part in dy]
+        sums["db"] = Sums([total], sizes, max(summation.roundings(N) - 1, 0), N)  # one less: there are no products
+    return sums
+
+
+def _parts(array: np.ndarray | None) -> Any:
+    if array is None:
+        return None
+    parts = [array.real, array.imag] if np.iscomplexobj(array) else [array]
+    return [part.astype(np.float64) for part in parts]
+
+
+def _product(a: Parts, b: Parts) -> Parts:
+    if len(a) == 1:
+        return [a[0] @ b[0]]
+    return [a[0] @ b[0] - a[1] @ b[1], a[0] @ b[1] + a[1] @ b[0]]
+
+
+def _magnitude(a: Parts, b: Parts) -> Parts:
+    a, b = [abs(part) for part in a], [abs(part) for part in b]
+    if len(a) == 1:
+        return [a[0] @ b[0]]
+    return [a[0] @ b[0] + a[1] @ b[1], a[0] @ b[1] + a[1] @ b[0]]

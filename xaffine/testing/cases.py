@@ -9,17 +9,27 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from xaffine.testing.bounds import exact_integers, rounding_bound
+from xaffine.testing.bounds import Summation, exact_integers, rounding_bound, sums_of_products, usual_summation
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from xaffine.backends import Array, Backend
+    from xaffine.testing.bounds import Parts
 
-__all__ = ["LAYOUTS", "Case", "Exact", "Operand", "error_ratio", "make_case"]
+__all__ = ["FEATURES", "LAYOUTS", "Case", "Exact", "Operand", "largest_extent", "make_case", "worst_error"]
 
 LAYOUTS = ("C", "Fortran", "reversed", "strided", "read-only")
 """The memory layouts an operand can have; a dy can be ``"broadcast"`` (stride 0) besides."""
+
+FEATURES = {
+    "no-bias": "b may be None",
+    "vectors": "a 1-D x is a single sample",
+    "tensors": "an x of shape (N, d1, d2, ...) is flattened to N samples of n = d1·d2·... features",
+    "last-axis": "an x of shape (..., n) is mapped along its last axis",
+    "empty": "N, n and m may be 0",
+}
+"""What an implementation may declare that it supports, in a collection called ``supports``, beside names of dtypes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,16 +78,38 @@ class Operand:
 class Exact(NamedTuple):
     """A result in exact arithmetic, with what its rounding bound needs.
 
-    The arrays hold Python integers, in units of ``2**-scale``, and have one more leading axis: the real part,
-    and the imaginary part of a complex result.
+    Attributes
+    ----------
+    stages, magnitude, k, terms
+        As in `xaffine.testing.bounds.Sums`; integers in units of ``2**-scale``, in the shape of the result.
+    scale : int
+        The unit.
+    accumulator, rounded_to : str
+        As in `xaffine.testing.bounds.rounding_bound`.
     """
 
-    value: np.ndarray
-    magnitude: np.ndarray
+    stages: list[Parts]
+    magnitude: Parts
     scale: int
     k: int
-    computed_in: str
+    terms: int
+    accumulator: str
     rounded_to: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the result."""
+        return self.magnitude[0].shape
+
+    @property
+    def value(self) -> np.ndarray:
+        """The result, rounded to float64 or complex128."""
+        unit = Fraction(1, 2**self.scale)
+        parts = [
+            np.array([float(v * unit) for v in part.ravel().tolist()], float).reshape(self.shape)
+            for part in self.stages[-1]
+        ]
+        return parts[0] if len(parts) == 1 else parts[0] + 1j * parts[1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,10 +120,10 @@ class Case:
     ----------
     x, W, b, dy : Operand
         As in `xaffine.affine_backward`; b may be None.
-    batch : tuple of int
-        The batch extents of x: the leading ones.
     n_batch_axes : int or None
-        The argument that says so.
+        The argument of that name.
+    kind : str
+        What values they hold, as `values` of `make_case`.
     seed : int
         Seeds whatever else a check draws.
     """
@@ -100,16 +132,17 @@ class Case:
     W: Operand
     b: Operand | None
     dy: Operand
-    batch: tuple[int, ...]
     n_batch_axes: int | None
+    kind: str
     seed: int
 
     def __repr__(self) -> str:
-        fields = ", ".join(
-            f"{name}={'None' if o is None else f'{o.dtype}{list(o.values.shape)} {o.layout}'}"
-            for name, o in {"x": self.x, "W": self.W, "b": self.b, "dy": self.dy}.items()
-        )
-        return f"Case({fields}, n_batch_axes={self.n_batch_axes}, seed={self.seed})"
+        return self.code
+
+    @property
+    def batch(self) -> tuple[int, ...]:
+        """The batch extents of x: the leading ones."""
+        return self.x.values.shape[: _slice(self.x.values.shape, self.n_batch_axes)]
 
     @property
     def N(self) -> int:
@@ -126,123 +159,194 @@ class Case:
         operands = {name: replace(getattr(self, name), values=v, layout="C") for name, v in values.items()}
         return replace(self, **operands)
 
-    def exact(self) -> dict[str, Exact]:
-        """The exact y, dx, dW and db (without a bias, no db), in the shapes that the layer owes."""
-        n, m = self.W.values.shape
-        N, dtype, wide = self.N, self.y_dtype, _common_dtype(self.x, self.W, self.b, self.dy)
-        scale = _common_scale(self.x, self.W, self.b, self.dy)
-        x = _integers(self.x.values.reshape(N, n), scale)
-        W = _integers(self.W.values, scale)
-        dy = _integers(self.dy.values.reshape(N, m), scale)
-        # A complex product has two real terms in each part.
-        parts = 2 if dtype.startswith("complex") else 1
-
-        y, size = _product(x, W), _magnitude(x, W)
-        if self.b is not None:
-            b = _integers(self.b.values, scale)[:, None, :]
-            y, size = y + b * 2**scale, size + abs(b) * 2**scale
-        k = parts * n + (self.b is not None) if n else 0
-        W_T, x_T = W.swapaxes(1, 2), x.swapaxes(1, 2)
-        results = {
-            "y": Exact(y, size, 2 * scale, k, dtype, dtype),
-            "dx": Exact(_product(dy, W_T), _magnitude(dy, W_T), 2 * scale, parts * m, wide, self.x.dtype),
-            "dW": Exact(_product(x_T, dy), _magnitude(x_T, dy), 2 * scale, parts * N, wide, self.W.dtype),
+    @property
+    def code(self) -> str:
+        """The call of `make_case` that makes this case."""
+        x, W, dy = self.x, self.W, self.dy
+        b_dtype = x.dtype if self.b is None else self.b.dtype
+        dtypes: Any = (x.dtype, W.dtype, b_dtype, dy.dtype)
+        layouts: Any = (x.layout, W.layout, "C" if self.b is None else self.b.layout, dy.layout)
+        defaults = {"values": "integers", "dtypes": "float32", "layouts": "C", "bias": True, "n_batch_axes": None}
+        options = {
+            "values": self.kind,
+            "dtypes": dtypes[0] if len(set(dtypes)) == 1 else dtypes,
+            "layouts": layouts[0] if len(set(layouts)) == 1 else layouts,
+            "bias": self.b is not None,
+            "n_batch_axes": self.n_batch_axes,
         }
-        if self.b is not None:
-            results["db"] = Exact(dy.sum(1), abs(dy).sum(1), scale, max(N - 1, 0), wide, self.b.dtype)
+        texts = [f"{key}={value!r}" for key, value in options.items() if value != defaults[key]]
+        return f"make_case({', '.join([repr(x.values.shape), str(W.values.shape[1]), f'seed={self.seed}', *texts])})"
+
+    def exact(self, summation: Summation | None = None) -> dict[str, Exact]:
+        """The exact y, dx, dW and db (without a bias, no db), in the shapes that the layer owes.
+
+        Parameters
+        ----------
+        summation : Summation, optional
+            What the bounds assume of the implementation; by default `usual_summation` of the common dtype.
+        """
+        n, m = self.W.values.shape
+        N, wide = self.N, _common_dtype(self.x, self.W, self.b, self.dy)
+        asked = summation or usual_summation(wide)
+        # Small integers: their sums fit an int64, and no unit is needed.
+        small = self.kind != "floats"
+        scale = 0 if small else _common_scale(self.x, self.W, self.b, self.dy)
+
+        def parts(operand: Operand | None, shape: tuple[int, ...], times: int = 1) -> Any:
+            if operand is None:
+                return None
+            split = _small_integers if small else _integers
+            return [part * times for part in split(operand.values.reshape(shape), scale)]
+
+        operands = (
+            parts(self.x, (N, n)), parts(self.W, (n, m)), parts(self.b, (m,), 2**scale), parts(self.dy, (N, m)),
+        )  # fmt: skip
+        sums = sums_of_products(*operands, asked)
+        accumulators = dict.fromkeys(sums, asked.accumulator or wide)
+        accumulators["y"] = (summation or usual_summation(self.y_dtype)).accumulator or self.y_dtype
+        primals = {"y": self.y_dtype, "dx": self.x.dtype, "dW": self.W.dtype, "db": self.b and self.b.dtype}
         shapes = {"y": (*self.batch, m), "dx": self.x.values.shape, "dW": (n, m), "db": (m,)}
         return {
-            name: r._replace(value=_shaped(r.value, shapes[name]), magnitude=_shaped(r.magnitude, shapes[name]))
-            for name, r in results.items()
+            name: Exact(
+                [[part.reshape(shapes[name]) for part in stage] for stage in stages],
+                [part.reshape(shapes[name]) for part in magnitude],
+                scale if name == "db" else 2 * scale,
+                k,
+                terms,
+                accumulators[name],
+                str(primals[name]),
+            )
+            for name, (stages, magnitude, k, terms) in sums.items()
         }
 
 
-def error_ratio(computed: np.ndarray, exact: Exact) -> float:
-    """The largest error of a result as a fraction of its rounding bound: 0 for exact, above 1 for wrong.
+def worst_error(computed: np.ndarray, exact: Exact) -> tuple[float, tuple[int, ...]]:
+    """The largest error of a result as a fraction of its rounding bound, and the element that has it.
 
-    An error where the bound is 0, and a NaN or infinity, count as infinite.
+    0 stands for an exact result, above 1 for a wrong one. An error where the bound is 0, and a NaN or infinity, count
+    as infinite.
     """
-    worst = 0.0
+    worst, where = 0.0, 0
     parts = [computed.real, computed.imag] if np.iscomplexobj(computed) else [computed]
-    for part, values, magnitudes in zip(parts, exact.value, exact.magnitude, strict=True):
+    unit = Fraction(1, 2**exact.scale)
+    for i, part in enumerate(parts):
         flat = part.ravel() if part.dtype.kind in "iu" else part.ravel().astype(np.float64)
-        for got, value, magnitude in zip(flat.tolist(), values.ravel(), magnitudes.ravel(), strict=True):
+        values = exact.stages[-1][i].ravel()
+        if values.dtype == object:
+            suspects: Any = range(flat.size)
+        else:  # exact in float64, too; the first few errors tell enough
+            suspects = np.flatnonzero(flat != values)[:1000].tolist()
+        for j in suspects:
+            got = flat[j].item()
             if not math.isfinite(got):
-                return math.inf
-            true = Fraction(value, 2**exact.scale)
-            error = abs(Fraction(got) - true)
+                return math.inf, _index(j, exact.shape)
+            error = abs(Fraction(got) - int(values[j]) * unit)
             if error:
-                size = Fraction(magnitude, 2**exact.scale)
-                bound = rounding_bound(true, size, exact.k, exact.computed_in, exact.rounded_to)
-                worst = max(worst, float(error / bound) if bound else math.inf)
-    return worst
+                stages = [int(stage[i].ravel()[j]) * unit for stage in exact.stages]
+                size = int(exact.magnitude[i].ravel()[j]) * unit
+                bound = rounding_bound(size, stages, exact.k, exact.terms, exact.accumulator, exact.rounded_to)
+                ratio = float(error / bound) if bound else math.inf
+                if ratio > worst:
+                    worst, where = ratio, j
+    return worst, _index(where, exact.shape)
+
+
+def _index(position: int, shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(int(i) for i in np.unravel_index(position, shape)) if math.prod(shape) else ()
 
 
 def make_case(
-    batch: tuple[int, ...],
-    features: tuple[int, ...],
+    x_shape: tuple[int, ...],
     m: int,
     *,
     seed: int,
     values: str = "integers",
     dtypes: tuple[str, str, str, str] | str = "float32",
-    layouts: tuple[str, str, str, str] = ("C", "C", "C", "C"),
+    layouts: tuple[str, str, str, str] | str = "C",
     bias: bool = True,
+    n_batch_axes: int | None = None,
 ) -> Case:
     """Make a case with random values.
 
     Parameters
     ----------
-    batch, features : tuple of int
-        The two parts of the shape of x.
+    x_shape : tuple of int
+        The shape of x.
     m : int
         Output features.
     seed : int
         The values follow from it.
-    values : {"integers", "floats"}
-        Integers from -2 to 2 (0 to 2 in unsigned dtypes), on which all sums are exact, or floats whose exponents
-        vary, with zeros among them.
-    dtypes, layouts : tuple of str
-        For x, W, b and dy; one dtype stands for all four.
+    values : {"integers", "units", "floats"}
+        Integers from -2 to 2 (0 to 2 in unsigned dtypes, parts from -1 to 1 in complex ones), or -1 and 1 (0 and 1 in
+        unsigned dtypes), on which all sums up to `largest_extent` terms are exact; or floats whose exponents vary,
+        with zeros among them.
+    dtypes, layouts : str or tuple of str
+        For x, W, b and dy, or one for all.
     bias : bool
         Whether there is a b.
+    n_batch_axes : int, optional
+        As in `xaffine.affine`.
 
     Returns
     -------
     Case
-        Its `n_batch_axes` is ``len(batch)``.
+
+    Examples
+    --------
+    >>> case = make_case((2,), 1, seed=0, bias=False)
+    >>> case.x.values.tolist(), case.W.values.tolist()
+    ([2.0, 1.0], [[0.0], [-1.0]])
+    >>> case
+    make_case((2,), 1, seed=0, bias=False)
     """
     dtypes = (dtypes,) * 4 if isinstance(dtypes, str) else dtypes
+    layouts = (layouts,) * 4 if isinstance(layouts, str) else layouts
     rng = np.random.default_rng(seed)
-    n = math.prod(features)
-    shapes = ((*batch, *features), (n, m), (m,), (*batch, m))
+    k = _slice(x_shape, n_batch_axes)
+    shapes = (x_shape, (math.prod(x_shape[k:]), m), (m,), (*x_shape[:k], m))
     # Exponents that keep every product, and its cast, inside the narrowest format.
-    spread = min({"float16": 4, "float64": 60, "complex128": 60}.get(dtype, 20) for dtype in dtypes)
+    used = dtypes if bias else (dtypes[0], dtypes[1], dtypes[3])
+    spread = min({"float16": 4, "float64": 60, "complex128": 60}.get(dtype, 20) for dtype in used)
 
     def operand(i: int) -> Operand:
-        if values == "integers":
-            array = _draw_integers(rng, shapes[i], dtypes[i])
-        else:
+        if values == "floats":
             array = _draw_floats(rng, shapes[i], dtypes[i], spread)
+        else:
+            array = _draw_integers(rng, shapes[i], dtypes[i], values)
         if layouts[i] == "broadcast":
             array = np.broadcast_to(array[:1], shapes[i])
         return Operand(array, dtypes[i], layouts[i])
 
-    x, W, b, dy = map(operand, range(4))
-    return Case(x, W, b if bias else None, dy, batch, len(batch), seed)
+    x, W, dy = operand(0), operand(1), operand(3)
+    return Case(x, W, operand(2) if bias else None, dy, n_batch_axes, values, seed)
 
 
-def largest_extent(dtypes: Iterable[str]) -> int:
-    """The most terms of a sum that stays exact on integers up to 3, in the narrowest of some dtypes."""
-    return (min(map(exact_integers, dtypes)) - 3) // 9
+def _slice(x_shape: tuple[int, ...], n_batch_axes: int | None) -> int:
+    return min(len(x_shape) - 1, 1) if n_batch_axes is None else n_batch_axes
 
 
-def _draw_integers(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> np.ndarray:
-    low = 0 if dtype.startswith("uint") else -2
+def largest_extent(dtypes: Iterable[str], values: str = "integers") -> int:
+    """The most terms of a sum that stays exact in the narrowest of some dtypes.
+
+    With "integers" there is room for the steps up to 3 that checks take, with "units" for one bias.
+
+    >>> largest_extent(["float16"]), largest_extent(["float16"], "units")
+    (227, 1023)
+    """
+    limit = min(map(exact_integers, dtypes))
+    return (limit - 1) // 2 if values == "units" else (limit - 3) // 9  # a complex product has two terms
+
+
+def _draw_integers(rng: np.random.Generator, shape: tuple[int, ...], dtype: str, kind: str) -> np.ndarray:
     if dtype.startswith("complex"):
         # Parts up to 1: a complex product has two terms a part.
-        return (rng.integers(-1, 2, shape) + 1j * rng.integers(-1, 2, shape)).astype(dtype)
-    return rng.integers(low, 3, shape).astype(_numpy_dtype(dtype))
+        parts = (-1, 1) if kind == "units" else (-1, 0, 1)
+        return (rng.choice(parts, shape) + 1j * rng.choice(parts, shape)).astype(dtype)
+    if dtype.startswith("uint"):
+        values: tuple[int, ...] = (0, 1) if kind == "units" else (0, 1, 2)
+    else:
+        values = (-1, 1) if kind == "units" else (-2, -1, 0, 1, 2)
+    return rng.choice(values, shape).astype(_numpy_dtype(dtype))
 
 
 def _draw_floats(rng: np.random.Generator, shape: tuple[int, ...], dtype: str, spread: int) -> np.ndarray:
@@ -280,33 +384,16 @@ def _common_scale(*operands: Operand | None) -> int:
     return scale
 
 
-def _integers(values: np.ndarray, scale: int) -> np.ndarray:
-    """The values in units of 2**-scale as Python integers, real and imaginary parts along a new first axis."""
-    parts = [values.real, values.imag] if np.iscomplexobj(values) else [values]
-    integers = np.empty((len(parts), *values.shape), dtype=object)
-    for part, target in zip(parts, integers, strict=True):
-        if part.dtype.kind == "f":
-            significands, exponents = np.frexp(part.astype(np.float64))
-            whole = np.ldexp(significands, 53).astype(np.int64).astype(object)
-            shifts = np.where(significands == 0, 0, exponents - 53 + scale).astype(object)
-            target[...] = whole * 2**shifts
-        else:
-            target[...] = part.astype(object)
+def _integers(values: np.ndarray, scale: int) -> Parts:
+    """Floats in units of 2**-scale as Python integers."""
+    integers = []
+    for part in (values.real, values.imag) if np.iscomplexobj(values) else (values,):
+        significands, exponents = np.frexp(part.astype(np.float64))
+        whole = np.ldexp(significands, 53).astype(np.int64).astype(object)
+        integers.append(whole * 2 ** np.where(significands == 0, 0, exponents - 53 + scale).astype(object))
     return integers
 
 
-def _product(a: Any, b: Any) -> Any:
-    if len(a) == 1:
-        return a @ b
-    return np.stack([a[0] @ b[0] - a[1] @ b[1], a[0] @ b[1] + a[1] @ b[0]])
-
-
-def _magnitude(a: Any, b: Any) -> Any:
-    a, b = abs(a), abs(b)
-    if len(a) == 1:
-        return a @ b
-    return np.stack([a[0] @ b[0] + a[1] @ b[1], a[0] @ b[1] + a[1] @ b[0]])
-
-
-def _shaped(parts: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    return parts.reshape(len(parts), *shape)
+def _small_integers(values: np.ndarray, _: int) -> Parts:
+    parts = (values.real, values.imag) if np.iscomplexobj(values) else (values,)
+    return [part.astype(np.int64) for part in parts]

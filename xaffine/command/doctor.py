@@ -1,6 +1,6 @@
-"""Examine one backend: is it here, does the layer compute verified gradients on it, and how fast.
+"""The doctor: which array libraries are here, does the layer compute verified gradients on each, and how fast.
 
-``python -m xaffine.doctor NAME`` prints the examination of one backend as JSON. The command runs that for every
+``python -m xaffine.command.doctor NAME`` prints the examination of one backend as JSON. The command runs that for every
 backend, each in a process of its own: thread pools of several libraries in one process slow each other down.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import statistics
+import subprocess
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -15,20 +16,70 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xaffine import backends
+from xaffine.command.machine import describe_machine
+from xaffine.command.speed import find_lost_speed
+from xaffine.command.terminal import print_table, progress_bar
 from xaffine.functional import affine_vjp
 from xaffine.layer import AffineLayer
 from xaffine.testing.cases import make_case
 from xaffine.testing.checks import PROPERTIES
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Callable
 
     from xaffine.backends import Backend
 
-__all__ = ["blank_report", "examine", "measure_throughput", "verify"]
+__all__ = [
+    "add_arguments", "blank_report", "examine", "examine_in_child", "measure_throughput", "run", "verify",
+]  # fmt: skip
 
-# Batch, features and m of the cases: a batch, a tensor with several batch axes, one vector, an empty batch.
-_SHAPES = (((17,), (13,), 7), ((3, 2), (2, 5), 9), ((), (11,), 4), ((0,), (3,), 2))
+_TIME_LIMIT = 300  # seconds for one backend
+
+# x, n_batch_axes and m of the cases: a batch, a tensor with several batch axes, one vector, an empty batch.
+_SHAPES = (((17, 13), 1, 7), ((3, 2, 2, 5), 2, 9), ((11,), 0, 4), ((0, 3), 1, 2))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the doctor."""
+    parser.add_argument("--json", action="store_true", help="print the examination as JSON")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Examine all backends and print what was found; 1 if an installed one computes wrong gradients, else 0."""
+    machine = describe_machine()
+    names = backends.names()
+    reports = []
+    with progress_bar(len(names) + 1) as show:
+        for done, name in enumerate(names):
+            show(f"examining {name}", done)
+            reports.append(examine_in_child(name))
+        show("looking for lost speed", len(names))
+        machine["lost_speed"] = find_lost_speed()
+    if options.json:
+        print(json.dumps({**machine, "backends": reports}, indent=2))
+    else:
+        _print_reports(machine, reports)
+    return int(any(report["status"] == "wrong" for report in reports))
+
+
+def examine_in_child(name: str, time_limit: float = _TIME_LIMIT) -> dict[str, Any]:
+    """Examine a backend in a process of its own: neither a crash nor a hang of a library stops the doctor."""
+    if name not in backends.installed():
+        return examine(name)
+    command = [sys.executable, "-W", "ignore", "-m", "xaffine.command.doctor", name]
+    try:
+        child = subprocess.run(  # noqa: S603 - our own module, a name of our own
+            command, capture_output=True, text=True, timeout=time_limit, check=False
+        )
+        report: dict[str, Any] = json.loads((child.stdout.splitlines() or [""])[-1])  # libraries may print, too
+    except subprocess.TimeoutExpired:
+        return blank_report(name, status="unusable", note=f"no answer within {time_limit} s")
+    except json.JSONDecodeError:
+        last_line = (child.stderr.strip().splitlines() or ["no message"])[-1]
+        note = f"its examination ended with exit code {child.returncode}: {last_line}"
+        return blank_report(name, status="unusable", note=note)
+    return report
 
 
 def examine(name: str) -> dict[str, Any]:
@@ -58,7 +109,7 @@ def examine(name: str) -> dict[str, Any]:
     try:
         report["worst_error"] = verify(backend, report["dtypes"])
     except AssertionError as error:
-        return {**report, "status": "wrong", "note": str(error)}
+        return {**report, "status": "wrong", "note": str(error).partition("\n")[0]}
     except Exception as error:  # a library of CUDA that is missing, say
         return {**report, "status": "unusable", "note": f"{type(error).__name__}: {error}"}
     try:
@@ -98,10 +149,10 @@ def verify(backend: Backend, dtypes: list[str], make: Callable[..., Any] = Affin
     """
     worst = 0.0
     for dtype in dtypes:
-        for seed, (batch, features, m) in enumerate(_SHAPES):
+        for seed, (x_shape, k, m) in enumerate(_SHAPES):
             for prop in PROPERTIES:
                 if prop.tier in ("exact", "bounded"):
-                    case = make_case(batch, features, m, seed=seed, values=prop.values, dtypes=dtype)
+                    case = make_case(x_shape, m, seed=seed, values=prop.values, dtypes=dtype, n_batch_axes=k)
                     worst = max(worst, prop.check(make, case, backend))
     return worst
 
@@ -154,6 +205,41 @@ def measure_throughput(backend: Backend, seconds: float = 1.0) -> dict[str, floa
     gflop = 6e-9 * size**3
     medians = [gflop / statistics.median(times) for times in zip(*pairs, strict=True)]
     return {"size": size, "layer": medians[0], "matmul": medians[1]}
+
+
+def _print_reports(machine: dict[str, Any], reports: list[dict[str, Any]]) -> None:
+    print(f"xaffine {machine['xaffine']}, Python {machine['python']}, {machine['system']}, {machine['cores']} cores")
+    print(f"BLAS of NumPy: {machine['blas']}\n")
+    styles = [{"right": "green", "wrong": "bold red"}.get(report["status"], "dim") for report in reports]
+    header = ("backend", "version", "device", "gradients", "error", "GFLOP/s", "matmul")
+    print_table(header, [_row(report) for report in reports], styles)
+    print(
+        "\nright: forward and backward exact on integers, and within their rounding bounds on"
+        "\nfloats; error is the worst, as a fraction of its bound. GFLOP/s: forward and backward"
+        "\nin float32, beside the same matrix products alone."
+    )
+    for found in machine["lost_speed"]:
+        print(f"\n{found['setting']}: {found['times']:.2f}x faster here")
+    for report in reports:
+        if report["note"]:
+            print(f"\n{report['backend']}: {report['note']}")
+
+
+def _row(report: dict[str, Any]) -> tuple[str, ...]:
+    speed = report["throughput"]
+    worst = report["worst_error"]
+    return (
+        report["backend"],
+        report["version"] or "-",
+        report["device"] or "-",
+        {"wrong": "WRONG", "not installed": "absent"}.get(report["status"], report["status"]),
+        "-" if worst is None else f"{worst:.2f}",
+        *("-" if speed is None else _three_digits(speed[what]) for what in ("layer", "matmul")),
+    )
+
+
+def _three_digits(number: float) -> str:
+    return f"{number:,.0f}" if number >= 1000 else f"{number:.3g}"
 
 
 def _device_name(device: Any) -> str:

@@ -1,0 +1,149 @@
+"""Verify xaffine on every backend, and other implementations of the layer: writes conformance.json and README.md.
+
+    python docs/conformance/run.py                       # everything
+    python docs/conformance/run.py "xaffine on numpy"    # that implementation alone; the others stay as they are
+    python docs/conformance/run.py --page                # the page alone
+
+Needs ``pip install ".[cli,testing]"`` and thinc; an array library that is missing is left out, and the page says so.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from xaffine import backends
+from xaffine.command.machine import describe_machine
+from xaffine.testing import PROPERTIES
+from xaffine.testing.cases import FEATURES
+
+HERE = Path(__file__).parent
+DATA = HERE / "conformance.json"
+PEERS = {
+    "classic class": ("Classic", "numpy"),
+    "torch linear + autograd": ("torch_linear", "torch"),
+    "jax.vjp": ("jax_vjp", "jax"),
+    "thinc Linear": ("thinc_linear", "numpy"),
+}
+HALVES = ("float16", "bfloat16")
+# Fewer where every new shape is compiled, or any product takes a third of a second.
+EXAMPLES = {"jax": 20, "ndonnx": 3}
+MARKS = {True: "holds", False: "**fails**"}
+
+
+def check(target: str, backend: str, *arguments: str) -> dict[str, Any] | str:
+    """The report of ``xaffine check``, or why it could not run."""
+    examples = str(EXAMPLES.get(backend, 200))
+    command = [sys.executable, "-m", "xaffine", "check", target, "--backend", backend, "--examples", examples]
+    command += ["--seed", "0", "--json", *arguments]
+    child = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our own command
+    return child.stderr.strip() if child.returncode == 2 else json.loads(child.stdout)
+
+
+def measure(names: list[str]) -> dict[str, Any]:
+    """Run some implementations, all if none is named."""
+    reports: dict[str, Any] = json.loads(DATA.read_text(encoding="utf-8"))["reports"] if names else {}
+    targets = {name: (f"xaffine.testing.peers:{attribute}", backend) for name, (attribute, backend) in PEERS.items()}
+    targets |= {f"xaffine on {name}": ("xaffine:AffineLayer", name) for name in backends.names()}
+    for name in names or targets:
+        target, backend = targets[name]
+        print(name, flush=True)
+        report = reports[name] = {"float32": check(target, backend)}
+        if isinstance(report["float32"], str):
+            continue
+        for dtype in HALVES:
+            if dtype in backends.get(backend).dtypes() and target != "xaffine.testing.peers:thinc_linear":
+                report[dtype] = check(target, backend, "--dtype", dtype)
+        for gap in report["float32"]["gaps"]:
+            feature = gap.partition(" ")[0]
+            if feature in FEATURES:
+                report[feature] = check(target, backend, "--supports", feature)
+    today = datetime.datetime.now(datetime.UTC).date().isoformat()
+    return {"date": today, **describe_machine(), "thinc": version("thinc"), "reports": reports}
+
+
+def write_page(found: dict[str, Any]) -> str:
+    """The page, from what was found."""
+    ran = {name: report for name, report in found["reports"].items() if not isinstance(report["float32"], str)}
+    lines = [
+        "# Conformance",
+        "",
+        f"Written by `docs/conformance/run.py` on {found['date']}: xaffine {found['xaffine']}, "
+        f"Python {found['python']}, {found['system']}, {found['cores']} cores; {found['blas']}. The data are in "
+        "[conformance.json](conformance.json); `xaffine.testing.peers` has the code of the other implementations. "
+        "Where a property does not hold, the smallest case found is below.",
+        "",
+        "| implementation | version | examples of each property |",
+        "|---|---|---|",
+    ]
+    for name, report in ran.items():
+        first = report["float32"]
+        most = max(result["examples"] for result in first["properties"])
+        thinc = f"thinc {found['thinc']}, " if "thinc" in name else ""
+        lines.append(f"| {name} | {thinc}{first['backend']} {first['version']} | {most} |")
+    lines += [f"\nNot run: {n}: {r['float32']}" for n, r in found["reports"].items() if n not in ran]
+
+    lines += ["", "## float32", "", "The number is the worst error as a fraction of its rounding bound.", ""]
+    lines += table(ran, "float32", [prop.name for prop in PROPERTIES])
+    lines += ["", "## Half precision", "", "Bounds with float32 accumulators, the sum rounded once.", ""]
+    for dtype in HALVES:
+        some = {name: report for name, report in ran.items() if isinstance(report.get(dtype), dict)}
+        lines += [f"### {dtype}", "", *table(some, dtype, [p.name for p in PROPERTIES if p.tier == "bounded"]), ""]
+
+    lines += ["## What an implementation does not claim", ""]
+    lines += ["Verified all the same, with matrices, a bias and nothing empty beside it.", ""]
+    lines += ["| implementation | feature | verdict |", "|---|---|---|"]
+    for name, report in ran.items():
+        for feature in FEATURES:
+            if feature in report:
+                reasons = failures(report[feature], tiers=("exact", "bounded", "calculus"))
+                verdict = f"fails: {reasons[0][1]}" if reasons else "holds, apart from the contract"
+                if isinstance(report[feature], str):
+                    verdict = report[feature]
+                lines.append(f"| {name} | {feature}: {FEATURES[feature]} | {verdict} |")
+
+    lines += ["", "## What does not hold", ""]
+    for name, report in ran.items():
+        for dtype in ("float32", *HALVES):
+            for label, reason, case in failures(report.get(dtype)):
+                lines.append(f"- {name}, {dtype}, {label}: {reason}. Case: `{case}`")
+    return "\n".join(lines) + "\n"
+
+
+def table(reports: dict[str, Any], dtype: str, labels: list[str]) -> list[str]:
+    """One row for each property, one column for each implementation."""
+    lines = [f"| property | {' | '.join(reports)} |", "|---" * (len(reports) + 1) + "|"]
+    for label in labels:
+        cells = []
+        for report in reports.values():
+            found = [r for r in report[dtype]["properties"] if r["property"] == label]
+            if not found:
+                cells.append("not reached")
+                continue
+            result = found[0]
+            error = f" {result['worst_error']:.2f}" if result["worst_error"] and result["holds"] else ""
+            cells.append(MARKS[result["holds"]] + error)
+        lines.append(f"| {label.replace('_', ' ')} | {' | '.join(cells)} |")
+    return lines
+
+
+def failures(report: Any, tiers: tuple[str, ...] | None = None) -> list[tuple[str, str, str]]:
+    """Property, first line of the reason, and case of everything that does not hold."""
+    if not isinstance(report, dict):
+        return []
+    return [
+        (r["property"], r["reason"].partition("\n")[0], r["code"].partition("case = ")[2].partition("\n")[0])
+        for r in report["properties"]
+        if not r["holds"] and (tiers is None or r["tier"] in tiers)
+    ]
+
+
+if __name__ == "__main__":
+    if "--page" not in sys.argv:
+        DATA.write_text(json.dumps(measure(sys.argv[1:]), indent=1) + "\n", encoding="utf-8")
+    (HERE / "README.md").write_text(write_page(json.loads(DATA.read_text(encoding="utf-8"))), encoding="utf-8")

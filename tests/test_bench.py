@@ -1,0 +1,96 @@
+"""``xaffine bench``: its rows, its table, its files, and what it says when it cannot run."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from xaffine import __main__, backends
+from xaffine.command import bench
+
+pytestmark = pytest.mark.once
+
+
+def test_rows_compare_every_implementation_with_the_limit_and_each_other() -> None:
+    rows = bench.compare("numpy", (5, 3, 4), "float64", rounds=3)
+    names = ["limit", "xaffine", "classic class"]
+    assert [(r["implementation"], r["what"]) for r in rows] == [
+        (name, what) for name in names for what in ("forward", "backward", "both")
+    ]
+    for row in rows:
+        assert 0 < row["low"] <= row["median"] <= row["high"]
+        assert set(row["to"]) == set(names) - {row["implementation"]}
+        assert row["implementation"] != "limit" or row["ratio"] == 1
+        assert (row["dtype"], row["shape"]) == ("float64", [5, 3, 4])
+
+
+def test_command_writes_table_data_and_plot(capfd: Any, tmp_path: Path) -> None:
+    data, plot = tmp_path / "bench.json", tmp_path / "bench.svg"
+    arguments = ["--groups", "numpy", "--shapes", "2,3,4", "6x5x4", "--rounds", "1", "--dtype", "float32", "float64"]
+    assert __main__.main(["bench", *arguments, "--json", str(data), "--plot", str(plot)]) == 0
+    printed = capfd.readouterr()
+    assert printed.err == ""
+    assert "both/limit" in printed.out
+    found = json.loads(data.read_text())
+    assert {tuple(r["shape"]) for r in found["rows"]} == {(2, 3, 4), (6, 5, 4)}
+    assert {r["dtype"] for r in found["rows"]} == {"float32", "float64"}
+    assert found["groups"]["numpy"]["version"] == backends.get("numpy").version
+    assert found["rounds"] == 1
+    drawing = plot.read_text()
+    assert drawing.count("<svg") == 1
+    assert "classic class" in drawing or "<use" in drawing  # text as text, or as paths
+
+
+def test_thinc_runs_in_float32_alone(capfd: Any, tmp_path: Path) -> None:
+    data = tmp_path / "bench.json"
+    arguments = ["--groups", "thinc", "--shapes", "2,3,4", "--rounds", "1", "--dtype", "float32", "float64"]
+    assert __main__.main(["bench", *arguments, "--json", str(data)]) == 0
+    assert {r["dtype"] for r in json.loads(data.read_text())["rows"]} == {"float32"}
+    assert "thinc Linear" in capfd.readouterr().out
+
+
+def test_group_that_cannot_be_timed_is_named(capfd: Any) -> None:
+    arguments = ["--groups", "numpy", "--shapes", "2,3,4", "--rounds", "1", "--device", "gpu"]
+    assert __main__.main(["bench", *arguments]) == 2
+    assert "xaffine bench could not time numpy: the process ended with exit code 1" in capfd.readouterr().err
+
+
+def test_plot_without_matplotlib_says_how_to_get_it(capfd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    assert __main__.main(["bench", "--plot", "x.svg"]) == 2
+    assert 'pip install "xaffine[plot]"' in capfd.readouterr().err
+
+
+def test_groups_are_those_that_are_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    def get(name: str) -> None:
+        if name == "torch":
+            raise ImportError(name)
+        if name == "cupy":
+            raise RuntimeError("no CUDA device")
+
+    monkeypatch.setattr(backends, "get", get)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "thinc" else name)
+    assert [group for group in bench._GROUPS if bench._is_here(group)] == ["numpy", "jax"]
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--shapes", "1,2"], ["--shapes", "0,1,1"], ["--rounds", "0"], ["--groups", "x"]]
+)
+def test_wrong_options_exit_with_2(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        __main__.main(["bench", *arguments])
+    assert exit_.value.code == 2
+
+
+def test_long_times_have_no_fraction() -> None:
+    assert bench._microseconds(0.0123456) == "12,346"
+    assert bench._microseconds(1.2345e-6) == "1.23"
+
+
+def test_threads_are_told(backend: Any) -> None:
+    assert "threads" in bench._threads(backend)
+    assert bench._quartiles([2.0]) == (2.0, 2.0, 2.0)

@@ -1,0 +1,33 @@
+"""The other implementations: right where they claim to be, and what they lack is what the page says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from xaffine.backends import Backend
+from xaffine.testing import PROPERTIES, check_affine, peers
+
+CONTRACT = ("rejected_dy_changes_nothing", "rejected_x_changes_nothing")
+OF = {
+    "numpy": [(peers.Classic, CONTRACT), (peers.thinc_linear, ())],
+    "torch": [(peers.torch_linear, ()), (peers.torch_module, ())],
+    "jax": [(peers.jax_vjp, ()), (peers.jax_jit, CONTRACT[:1])],
+}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    some = OF[metafunc.config.getoption("backend")]
+    metafunc.parametrize(("make", "lacking"), some, ids=[make.__name__ for make, _ in some])
+
+
+def test_peer_is_right_but_for_what_it_lacks(backend: Backend, make: Any, lacking: tuple[str, ...]) -> None:
+    examples = 8 if backend.name == "jax" else 40
+    properties = [prop for prop in PROPERTIES if prop.name not in lacking]
+    report = check_affine(make, xp=backend.name, seed=0, max_examples=examples, properties=properties)
+    assert len(report.results) == len(properties)
+    for prop in PROPERTIES:
+        if prop.name in lacking:
+            with pytest.raises(AssertionError):
+                check_affine(make, xp=backend.name, seed=0, max_examples=examples, properties=[prop])

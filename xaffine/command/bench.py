@@ -1,0 +1,312 @@
+"""``xaffine bench``: forward and backward beside the bare matrix products, and beside other implementations.
+
+Each library is timed in a process of its own, ``python -m xaffine.command.bench``: the thread pools of two libraries in
+one process slow each other down. Within a process all implementations take turns, round by round, so that a ratio
+compares what ran in the same moments of a noisy machine.
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib.util
+import itertools
+import json
+import statistics
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from xaffine import backends
+from xaffine.command.children import ChildError, events_of_child, telling
+from xaffine.command.machine import describe_machine
+from xaffine.command.terminal import print_table, progress_bar
+from xaffine.layer import AffineLayer
+from xaffine.testing import peers
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable
+
+    from xaffine.backends import Array, Backend
+
+__all__ = ["DESCRIPTION", "GRID", "HELP", "add_arguments", "compare", "run"]
+
+HELP = "time the layer beside the bare matrix products and other implementations"
+DESCRIPTION = """\
+Time forward, backward, and both in a row, for a grid of shapes, beside the bare matrix products of each library into
+ready memory (the limit), and beside other implementations where they are installed. Every row is the median of
+interleaved rounds."""
+
+GRID = (
+    (1, 8, 8), (32, 64, 64), (64, 512, 512), (256, 784, 100), (1024, 1024, 1024), (65536, 64, 32), (65536, 784, 10),
+    (262144, 32, 32), (4096, 2048, 2048),
+)  # fmt: skip
+
+# What runs in one process: a backend, and the implementations that take its arrays.
+_GROUPS: dict[str, tuple[str, dict[str, Any]]] = {
+    "numpy": ("numpy", {"classic class": peers.Classic}),
+    "thinc": ("numpy", {"thinc Linear": peers.thinc_linear}),
+    "torch": ("torch", {"nn.Linear + autograd": peers.torch_module}),
+    "jax": ("jax", {"jax.jit by hand": peers.jax_jit}),
+    "cupy": ("cupy", {}),
+}
+_WHAT = ("forward", "backward", "both")
+_SILENCE = 600.0  # seconds without a sign of life from a process
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``xaffine bench``."""
+    parser.add_argument("--groups", nargs="+", choices=_GROUPS, help="what to time; by default what is installed here")
+    parser.add_argument(
+        "--shapes", nargs="+", type=_shape, default=list(GRID), metavar="N,n,m", help="by default a grid of nine"
+    )
+    parser.add_argument("--dtype", nargs="+", default=["float32"], help="float32 by default")
+    parser.add_argument("--device", help="one of the backend's devices, for example cuda:0")
+    parser.add_argument("--rounds", type=_count, default=15, help="how often all implementations take turns (15)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to a file")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help='draw the ratios (needs "xaffine[plot]")')
+    parser.set_defaults(run=run)
+
+
+def _shape(text: str) -> tuple[int, int, int]:
+    N, n, m = map(int, text.replace("x", ",").split(","))
+    if min(N, n, m) < 1:
+        raise ValueError
+    return N, n, m
+
+
+def _count(text: str) -> int:
+    if int(text) < 1:
+        raise ValueError
+    return int(text)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Time what the command line asks for; 0, or 2 where something could not be timed."""
+    if options.plot is not None and importlib.util.find_spec("matplotlib") is None:
+        print('xaffine bench could not run: to draw, pip install "xaffine[plot]"', file=sys.stderr)
+        return 2
+    groups = options.groups or [name for name in _GROUPS if _is_here(name)]
+    found: dict[str, Any] = {"date": datetime.datetime.now(datetime.UTC).date().isoformat(), **describe_machine()}
+    found |= {"rounds": options.rounds, "groups": {}, "rows": []}
+    exit_code = 0
+    steps = len(options.dtype) * len(options.shapes)
+    with progress_bar(len(groups) * steps) as show:
+        for number, group in enumerate(groups):
+            show(group, number * steps)
+            arguments = {
+                "group": group,
+                "shapes": options.shapes,
+                "dtypes": options.dtype,
+                "device": options.device,
+                "rounds": options.rounds,
+            }
+            try:
+                for event in events_of_child("xaffine.command.bench", arguments, _SILENCE):
+                    if event.pop("event") == "group":
+                        found["groups"][group] = event
+                    else:
+                        found["rows"].append(event)
+                        done = len({(r["dtype"], *r["shape"]) for r in found["rows"] if r["group"] == group})
+                        show(f"{group} {tuple(event['shape'])}", number * steps + done)
+            except ChildError as error:
+                print(f"xaffine bench could not time {group}: {error}", file=sys.stderr)
+                exit_code = 2
+    _print_rows(found)
+    if options.json is not None:
+        options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    if options.plot is not None:
+        from xaffine.command.plot import draw_ratios
+
+        draw_ratios(found, options.plot)
+    return exit_code
+
+
+def _is_here(group: str) -> bool:
+    backend, others = _GROUPS[group]
+    if group == "thinc" and importlib.util.find_spec("thinc") is None:
+        return False
+    try:
+        backends.get(backend)
+    except (ImportError, RuntimeError):
+        return False
+    return bool(others) or backend == group
+
+
+def _print_rows(found: dict[str, Any]) -> None:
+    print(f"xaffine {found['xaffine']}, Python {found['python']}, {found['system']}, {found['cores']} cores")
+    for group, facts in found["groups"].items():
+        print(f"{group}: {facts['version']} on {facts['device']}; {facts['threads']}")
+    print()
+    rows, styles = [], []
+    for key, some in itertools.groupby(found["rows"], key=lambda r: (r["group"], r["dtype"], r["shape"])):
+        for name, each in itertools.groupby(some, key=lambda r: r["implementation"]):
+            by_what = {r["what"]: r for r in each}
+            both = by_what["both"]
+            times = [_microseconds(by_what[what]["median"]) for what in _WHAT]
+            ratio = f"{both['ratio']:.2f} ({both['ratio_low']:.2f}-{both['ratio_high']:.2f})"
+            rows.append((key[0], key[1], ", ".join(map(str, key[2])), name, *times, ratio))
+            styles.append("dim" if name == "limit" else "bold" if name.startswith("xaffine") else "")
+    header = ("group", "dtype", "N, n, m", "implementation", *(f"{what}/µs" for what in _WHAT), "both/limit")
+    print_table(header, rows, styles)
+    print("\nlimit: the bare matrix products into ready memory. Ratios: median of the rounds, with quartiles.")
+
+
+def _microseconds(seconds: float) -> str:
+    return f"{seconds * 1e6:,.0f}" if seconds >= 1e-4 else f"{seconds * 1e6:.3g}"
+
+
+# In the child.
+
+
+def compare(
+    group: str, shape: tuple[int, int, int], dtype: str, *, rounds: int, device: Any = None
+) -> list[dict[str, Any]]:
+    """Time all implementations of a group on one shape, interleaved.
+
+    Parameters
+    ----------
+    group : str
+        One of "numpy", "thinc", "torch", "jax", "cupy".
+    shape : tuple of int
+        N, n, m.
+    dtype : str
+    rounds : int
+        How often all take turns.
+    device : optional
+        One of the backend's devices.
+
+    Returns
+    -------
+    list of dict
+        A row for each implementation and each of forward, backward, both: ``median``, ``low`` and ``high``
+        (quartiles) in seconds; ``ratio`` with its quartiles, to the limit; ``to``, the ratio to each of the others.
+    """
+    name, others = _GROUPS[group]
+    backend = backends.get(name)
+    implementations = _implementations(backend, others, shape, dtype, device)
+    counts: dict[tuple[str, str], int] = {}
+    samples: dict[tuple[str, str], list[float]] = {}
+    for key in itertools.product(implementations, _WHAT):
+        call = implementations[key[0]][key[1]]
+        for _ in range(2):  # compile, fill caches
+            elapsed = _time(call, 1)
+        counts[key] = max(1, min(2000, int(2e-3 / max(_time(call, 1), 1e-9)))) if elapsed < 1e-3 else 1
+        samples[key] = []
+    for number in range(rounds):
+        keys = list(samples)
+        for key in keys[number % len(keys) :] + keys[: number % len(keys)]:  # each begins a round now and then
+            samples[key].append(_time(implementations[key[0]][key[1]], counts[key]))
+    rows = []
+    for (implementation, what), times in samples.items():
+        low, median, high = _quartiles(times)
+        ratios = {
+            other: _quartiles([a / b for a, b in zip(times, samples[other, what], strict=True)])
+            for other in implementations
+        }
+        rows.append({
+            "group": group, "dtype": dtype, "shape": list(shape), "implementation": implementation, "what": what,
+            "median": median, "low": low, "high": high,
+            "ratio_low": ratios["limit"][0], "ratio": ratios["limit"][1], "ratio_high": ratios["limit"][2],
+            "to": {other: ratio[1] for other, ratio in ratios.items() if other != implementation},
+        })  # fmt: skip
+    return rows
+
+
+def _quartiles(values: list[float]) -> tuple[float, float, float]:
+    if len(values) == 1:
+        return (values[0],) * 3
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return low, middle, high
+
+
+def _time(call: Callable[[int], None], count: int) -> float:
+    start = time.perf_counter()
+    call(count)
+    return (time.perf_counter() - start) / count
+
+
+def _implementations(
+    backend: Backend, others: dict[str, Any], shape: tuple[int, int, int], dtype: str, device: Any
+) -> dict[str, dict[str, Callable[[int], None]]]:
+    """By name: forward, backward and both, each a function that makes so many calls and waits for the last."""
+    N, n, m = shape
+    rng = np.random.default_rng()
+    xp = backend.xp
+    own = getattr(xp, dtype)
+
+    def fresh(*extents: int) -> Array:
+        array = backend.from_numpy(rng.standard_normal(extents, dtype=np.float32), device=device)
+        return xp.astype(array, own)
+
+    x, W, b, dy = fresh(N, n), fresh(n, m), fresh(m), fresh(N, m)
+
+    def calls(forward: Callable[[], Any], backward: Callable[[], Any]) -> dict[str, Callable[[int], None]]:
+        def repeat(*functions: Callable[[], Any]) -> Callable[[int], None]:
+            def run(count: int) -> None:
+                for _ in range(count):
+                    for function in functions:
+                        result = function()
+                for array in result if isinstance(result, tuple) else (result,):
+                    backend.wait(array)
+
+            return run
+
+        return {"forward": repeat(forward), "backward": repeat(backward), "both": repeat(forward, backward)}
+
+    found = {"limit": calls(*_bare_products(backend, x, W, dy))}
+    for name, make in {"xaffine": AffineLayer, **others}.items():
+        layer = make(W, b)
+        layer.forward(x)
+        found[name] = calls(partial(layer.forward, x), partial(_backward, layer, dy))
+    return found
+
+
+def _backward(layer: Any, dy: Array) -> tuple[Array, Array]:
+    """What a stopwatch has to wait for."""
+    return layer.backward(dy), layer.dW
+
+
+def _bare_products(backend: Backend, x: Array, W: Array, dy: Array) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    """The three matrix products of the layer and nothing else, into ready memory where the library has it."""
+    xp = backend.xp
+    if backend.name == "jax":
+        import jax
+
+        forward = jax.jit(xp.matmul)
+        backward = jax.jit(lambda dy, x, W: (dy @ W.T, x.T @ dy))
+        return lambda: forward(x, W), lambda: backward(dy, x, W)
+    matmul = importlib.import_module(backend.name).matmul
+    y, dx, dW = xp.empty_like(dy), xp.empty_like(x), xp.empty_like(W)
+    return lambda: matmul(x, W, out=y), lambda: (matmul(dy, W.T, out=dx), matmul(x.T, dy, out=dW))
+
+
+def _child(arguments: dict[str, Any]) -> None:
+    with telling() as tell:
+        group = arguments["group"]
+        backend = backends.get(_GROUPS[group][0])
+        if "float64" in arguments["dtypes"]:
+            backend.use_full_precision()
+        devices = {str(device): device for device in backend.devices}
+        device = None if arguments["device"] is None else devices[arguments["device"]]
+        tell("group", version=backend.version, device=str(device or backend.devices[0]), threads=_threads(backend))
+        for dtype in arguments["dtypes"]:
+            for shape in arguments["shapes"]:
+                if group == "thinc" and dtype != "float32":
+                    continue  # thinc computes in float32
+                for row in compare(group, tuple(shape), dtype, rounds=arguments["rounds"], device=device):
+                    tell("row", **row)
+
+
+def _threads(backend: Backend) -> str:
+    if backend.name == "torch":
+        return f"{importlib.import_module('torch').get_num_threads()} threads"
+    return str(describe_machine()["blas"]) if backend.name == "numpy" else "threads of its own"
+
+
+if __name__ == "__main__":
+    _child(json.loads(sys.argv[1]))

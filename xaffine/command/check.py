@@ -1,0 +1,188 @@
+"""``xaffine check``: put any implementation of the affine layer through all properties.
+
+The implementation runs in a process of its own, ``python -m xaffine.command.check``, which tells what it does in lines
+of JSON: neither a crash nor a hang of a kernel ends the command without a word on which case it was.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+from xaffine import backends
+from xaffine.command.children import ChildError, events_of_child, telling
+from xaffine.command.machine import describe_machine
+from xaffine.command.terminal import print_table, progress_bar
+from xaffine.testing.cases import FEATURES
+from xaffine.testing.checks import last_user_line
+from xaffine.testing.runner import Plan, describe_failure
+
+if TYPE_CHECKING:
+    import argparse
+
+    from xaffine.testing.cases import Case
+    from xaffine.testing.runner import Part
+
+__all__ = ["DESCRIPTION", "HELP", "add_arguments", "run"]
+
+HELP = "verify any implementation of the affine layer"
+DESCRIPTION = """\
+Put an implementation of the affine layer through every property: exact on integers, within rounding bounds on floats,
+true to the calculus, and to its contract. TARGET names what is called as make(W, b) and returns an object with
+forward(x) -> y and backward(dy) -> dx, which leaves dW and db in attributes. Exit code 0: right, 1: wrong, 2: could not
+run."""
+
+_GRACE = 10.0  # seconds beyond the time limit, in which the child can still say itself what hung
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``xaffine check``."""
+    parser.add_argument("target", metavar="TARGET", help="package.module:factory, for example layers:AffineLayer")
+    parser.add_argument("--backend", default="numpy", metavar="NAME", help=f"one of {', '.join(backends.names())}")
+    parser.add_argument("--device", help="one of the backend's devices, for example cuda:0")
+    parser.add_argument("--dtype", nargs="+", default=["float32"], help="of the operands; several are mixed")
+    parser.add_argument("--examples", type=int, default=100, metavar="N", help="cases for each property (100)")
+    parser.add_argument("--large", action="store_true", help="also sizes at the edges of tiles, and long axes")
+    parser.add_argument("--seed", type=int, help="draws the same cases again")
+    parser.add_argument(
+        "--supports", nargs="*", metavar="WHAT", help=f"what TARGET does, out of {', '.join(FEATURES)} and dtypes"
+    )
+    parser.add_argument("--time-limit", type=float, default=60.0, metavar="S", help="seconds for one case (60)")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Check the target of the command line and print what was found; the exit code."""
+    try:
+        report = _watch(options)
+    except _CannotRunError as error:
+        print(f"xaffine check could not run: {error}", file=sys.stderr)
+        return 2
+    failures = [result for result in report["properties"] if not result["holds"]]
+    if options.json:
+        print(json.dumps({**describe_machine(), **report}, indent=2))
+    else:
+        _print_report(report, failures)
+    return int(bool(failures))
+
+
+class _CannotRunError(Exception):
+    """There is nothing to check."""
+
+
+def _watch(options: argparse.Namespace) -> dict[str, Any]:
+    """Run the child, show its progress, and put its report together."""
+    arguments = {name: value for name, value in vars(options).items() if name not in ("run", "json")}
+    report: dict[str, Any] = {"target": options.target, "properties": []}
+    latest: dict[str, Any] = {}
+    with progress_bar(1) as show:
+        try:
+            for event in events_of_child("xaffine.command.check", arguments, min(options.time_limit, 1e6) + _GRACE):
+                kind = event.pop("event")
+                if kind == "cannot":
+                    raise _CannotRunError(event["why"])
+                if kind == "plan":
+                    report |= event
+                elif kind == "case":
+                    latest = event
+                    done = len(report["properties"]) + event["examples"] / options.examples
+                    show(f"{event['property']}, {event['examples']} examples", done / len(report["parts"]))
+                else:
+                    report["properties"].append(event)
+        except ChildError as error:
+            reason = str(error)
+            if error.timed_out:
+                reason = f"no answer within {options.time_limit:g} s, and none to an interrupt"
+            if not latest:
+                raise _CannotRunError(reason) from error
+            blank = {"holds": False, "worst_error": 0.0, "worst_case": None}
+            report["properties"].append({**latest, **blank, "reason": reason})
+    checked = {result["property"] for result in report["properties"]}
+    report["gaps"] += [f"{label} (not reached)" for label in report.pop("parts") if label not in checked]
+    return report
+
+
+def _print_report(report: dict[str, Any], failures: list[dict[str, Any]]) -> None:
+    place = f"{report['backend']} {report['version']} on {report['device']}"
+    print(f"{report['target']} on {place}; {', '.join(report['dtypes'])}; seed {report['seed']}\n")
+    rows, styles = [], []
+    for result in report["properties"]:
+        verdict = "holds" if result["holds"] else "FAILS"
+        error = f"{result['worst_error']:.3g}" if result["worst_error"] else "0"
+        rows.append((result["property"], result["tier"], verdict, str(result["examples"]), error))
+        styles.append("green" if result["holds"] else "bold red")
+    print_table(("property", "tier", "verdict", "examples", "error"), rows, styles)
+    print("\nerror: the worst, as a fraction of its rounding bound.")
+    for gap in report["gaps"]:
+        print(f"not tested: {gap}")
+    for i, failure in enumerate(failures):
+        if i == 0:
+            print(f"\n{describe_failure(*(failure[key] for key in ('property', 'sentence', 'reason', 'code')))}")
+        else:
+            reason = failure["reason"].partition("\n")[0]
+            print(f"\n{failure['property']} does not hold either: {reason}")
+
+
+def _child(arguments: dict[str, Any]) -> None:
+    """Check the target, and tell of it on the standard output that this process was started with."""
+    with telling() as tell:
+        try:
+            make = _import_target(arguments["target"])
+            plan = Plan(
+                make,
+                xp=arguments["backend"],
+                device=arguments["device"],
+                dtype=arguments["dtype"],
+                max_examples=arguments["examples"],
+                large=arguments["large"],
+                seed=arguments["seed"],
+                supports=arguments["supports"],
+                time_limit=arguments["time_limit"],
+                target=arguments["target"],
+            )
+        except (_CannotRunError, ImportError, RuntimeError, TypeError, ValueError) as error:
+            tell("cannot", why=str(error))
+            return
+        if not plan.parts:
+            tell("cannot", why=f"nothing is left to check; not tested: {'; '.join(plan.gaps)}")
+            return
+        report = plan.report([])
+        facts = {name: getattr(report, name) for name in ("backend", "version", "device", "dtypes", "seed", "gaps")}
+        tell("plan", **facts, parts=[part.label for part in plan.parts])
+
+        def progress(part: Part, examples: int, case: Case) -> None:
+            tell("case", **part.facts, examples=examples, code=plan.code(part, case))
+
+        for result in plan.run(progress):
+            tell("result", **result.to_dict())
+
+
+def _import_target(target: str) -> Any:
+    module_name, colon, path = target.partition(":")
+    if not colon or not module_name or not path:
+        msg = f"TARGET is package.module:factory, for example layers:AffineLayer; it came as {target!r}"
+        raise _CannotRunError(msg)
+    try:
+        thing: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        msg = f"no module named {error.name!r} can be imported from {os.getcwd()}, for the target {target!r}"  # noqa: PTH109
+        raise _CannotRunError(msg) from error
+    except (Exception, SystemExit) as error:
+        msg = f"importing {module_name} raised {type(error).__name__}: {error}\n  {last_user_line(error)}"
+        raise _CannotRunError(msg) from error
+    for name in path.split("."):
+        if not hasattr(thing, name):
+            public = [other for other in dir(thing) if not other.startswith("_")]
+            others = [other for other in public if callable(getattr(thing, other, None))]
+            msg = f"{module_name} has no {path!r}; what it has that can be called: {', '.join(others) or 'nothing'}"
+            raise _CannotRunError(msg)
+        thing = getattr(thing, name)
+    return thing
+
+
+if __name__ == "__main__":
+    _child(json.loads(sys.argv[1]))

@@ -1,0 +1,36 @@
+"""What figures from this machine depend on."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from typing import Any
+
+__all__ = ["describe_machine", "own_version"]
+
+
+def own_version() -> str:
+    """The version of xaffine that is installed."""
+    return importlib.metadata.version("xaffine")
+
+
+def describe_machine() -> dict[str, Any]:
+    """Describe versions, cores, and the BLAS of NumPy, as JSON has them."""
+    machine = {
+        "xaffine": own_version(),
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "cores": os.cpu_count(),
+    }
+    try:
+        import threadpoolctl
+    except ImportError:
+        return {**machine, "blas": "unknown without threadpoolctl"}
+    pools = [pool for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"]
+    texts = [
+        f"{pool['internal_api']} {pool['version']}, {pool['num_threads']} threads, "
+        f"{pool.get('architecture', 'unnamed')} kernels"
+        for pool in pools
+    ]
+    return {**machine, "blas": "; ".join(texts) or "unknown to threadpoolctl"}
