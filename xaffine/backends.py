@@ -22,7 +22,10 @@ from typing import Any, TypeAlias
 import array_api_compat
 import numpy as np
 
-__all__ = ["Array", "Backend", "device_of", "get", "installed", "library_of", "names", "namespace_of"]
+__all__ = [
+    "Array", "Backend", "device_of", "get", "installed", "library_of", "memory_of", "names", "namespace_of", "overlap",
+    "share_memory",
+]  # fmt: skip
 
 Array: TypeAlias = Any
 """An array of any library that conforms to the array API standard."""
@@ -340,3 +343,40 @@ def device_of(array: Array) -> Any:
     if device is None or hasattr(device, "device_set") or not getattr(array, "committed", True):
         return None
     return device
+
+
+def share_memory(a: Array, b: Array) -> bool:
+    """Whether what is written to one array shows in the other; False where a library hides its memory.
+
+    >>> x = np.zeros((4, 6))
+    >>> share_memory(x[:, ::2], x[2:]), share_memory(x[:, ::2], x[:, 1::2])
+    (True, False)
+    """
+    return overlap(memory_of(a), memory_of(b))
+
+
+def overlap(first: Any, second: Any) -> bool:
+    """Whether two of `memory_of` have an address in common."""
+    if isinstance(first, np.ndarray) and isinstance(second, np.ndarray):
+        return np.shares_memory(first, second)
+    return first is second
+
+
+def memory_of(array: Array) -> Any:
+    """A NumPy array, never to be read, that lies where another array does; that array itself where this is not told."""
+    if array_api_compat.is_torch_array(array) and array.device.type != "meta":
+        size = array.element_size()
+        strides = tuple(step * size for step in array.stride())
+        return np.asarray(_Memory(array.data_ptr(), tuple(array.shape), strides, size))
+    if array_api_compat.is_cupy_array(array):
+        return np.asarray(_Memory(array.data.ptr, array.shape, array.strides, array.itemsize))
+    return array
+
+
+class _Memory:
+    """Memory as NumPy describes it, for its addresses alone: it may be that of another device."""
+
+    def __init__(self, address: int, shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> None:
+        self.__array_interface__ = {
+            "version": 3, "data": (address, False), "shape": shape, "strides": strides, "typestr": f"|V{itemsize}",
+        }  # fmt: skip

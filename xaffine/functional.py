@@ -13,9 +13,11 @@ from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from xaffine.backends import Array, namespace_of
-from xaffine.kernels import standard as kernel
-from xaffine.shapes import Operands, check, check_cotangent, check_out, flatten, restore
+import numpy as np
+
+from xaffine.backends import Array, namespace_of, share_memory
+from xaffine.kernels import compiler_for, kernel_of
+from xaffine.shapes import Operands, check, check_apart, check_cotangent, check_out, flatten, restore
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -41,8 +43,9 @@ class Gradients(NamedTuple):
     db: Array | None
 
 
-Vjp: TypeAlias = Callable[[Array], Gradients]
-_Outs: TypeAlias = tuple[Array | None, Array | None, Array | None]
+Vjp: TypeAlias = Callable[..., Gradients]
+Outs: TypeAlias = tuple[Array | None, Array | None, Array | None]
+"""Buffers for dx, dW and db."""
 
 _OPERANDS = ("x", "W", "b")
 
@@ -102,10 +105,7 @@ def affine(
     >>> affine(x, W, np.asarray([10.0, 20.0, 30.0])).tolist()
     [[11.0, 22.0, 36.0], [13.0, 24.0, 44.0]]
     """
-    operands = check(x, W, b, n_batch_axes)
-    if out is not None:
-        check_out("out", out, x, operands.y_shape, operands.dtype)
-    return _write(_forward(operands), out)
+    return affine_vjp(x, W, b, n_batch_axes=n_batch_axes, out=out)[0]
 
 
 def affine_backward(
@@ -117,7 +117,7 @@ def affine_backward(
     *,
     n_batch_axes: int | None = None,
     wrt: Iterable[str] = _OPERANDS,
-    out: _Outs | None = None,
+    out: Outs | None = None,
 ) -> Gradients:
     """Compute the gradients of a scalar L from dy = ∂L/∂y, where y = x W + b.
 
@@ -161,21 +161,26 @@ def affine_backward(
     >>> dx.tolist(), dW.tolist(), db.tolist()
     ([[1.0, 5.0], [2.0, 10.0]], [[7.0], [10.0]], [3.0])
     """
-    operands = check(x, W, b, n_batch_axes)
-    dtype = check_cotangent(dy, operands)
-    wanted = _check_wrt(wrt)
-    if out is not None:
-        _check_outs(out, operands, wanted)
-    gradients = _backward(operands, dy, dtype, wanted)
-    return gradients if out is None else Gradients(*map(_write, gradients, out))
+    compiled = None if out is not None or type(dy) is not type(x) else _compiled(x, W, b, n_batch_axes)
+    if compiled is not None:
+        return compiled.backward(dy, x, W, b, n_batch_axes, _check_wrt(wrt, b))
+    return _backward(check(x, W, b, n_batch_axes), dy, out, wrt)
 
 
-def affine_vjp(x: Array, W: Array, b: Array | None = None, /, *, n_batch_axes: int | None = None) -> tuple[Array, Vjp]:
+def affine_vjp(
+    x: Array,
+    W: Array,
+    b: Array | None = None,
+    /,
+    *,
+    n_batch_axes: int | None = None,
+    out: Array | None = None,
+) -> tuple[Array, Vjp]:
     """Compute y = x W + b and the function that pulls dy back to the gradients.
 
     Parameters
     ----------
-    x, W, b, n_batch_axes
+    x, W, b, n_batch_axes, out
         As in `affine`.
 
     Returns
@@ -183,9 +188,10 @@ def affine_vjp(x: Array, W: Array, b: Array | None = None, /, *, n_batch_axes: i
     y : array, shape batch + (m,)
         As from `affine`.
     vjp : callable
-        ``vjp(dy)`` returns `Gradients`, as `affine_backward` does with these operands. It holds x, W and b by
-        reference and nothing else, may be called any number of times and from several threads, and can be
-        pickled. Operands that are changed in place before it is called give the gradients at the new values.
+        ``vjp(dy, out=None, wrt=("x", "W", "b"))`` returns `Gradients`, as `affine_backward` with these operands
+        does. It holds x, W and b by reference and nothing else, may be called any number of times and from several
+        threads, and can be pickled. Operands that are changed in place before it is called give the gradients at
+        the new values.
 
     Raises
     ------
@@ -200,69 +206,129 @@ def affine_vjp(x: Array, W: Array, b: Array | None = None, /, *, n_batch_axes: i
     >>> y.tolist(), vjp(np.asarray([2.0])).dW.tolist()
     ([11.0], [[2.0], [4.0]])
     """
+    compiled = None if out is not None or type(x) is np.ndarray else _compiled(x, W, b, n_batch_axes)
+    if compiled is not None:
+        return compiled.forward(x, W, b, n_batch_axes), partial(_pull_back, x, W, b, n_batch_axes)
     operands = check(x, W, b, n_batch_axes)
-    return _forward(operands), partial(_pull_back, operands)
+    return _forward(operands, out), partial(_backward, operands)
 
 
-def _pull_back(operands: Operands, dy: Array) -> Gradients:
-    return _backward(operands, dy, check_cotangent(dy, operands), _OPERANDS)
+def _pull_back(
+    x: Array,
+    W: Array,
+    b: Array | None,
+    n_batch_axes: int | None,
+    dy: Array,
+    out: Outs | None = None,
+    wrt: Iterable[str] = _OPERANDS,
+) -> Gradients:
+    return affine_backward(dy, x, W, b, n_batch_axes=n_batch_axes, wrt=wrt, out=out)
 
 
-def _forward(operands: Operands) -> Array:
-    x, W, b, k, dtype = operands
+class _Compiled(NamedTuple):
+    """The whole way, compiled; what the checks find depends on what a compiler compiles for, and on that alone."""
+
+    forward: Callable[..., Array]
+    backward: Callable[..., Gradients]
+
+
+_COMPILED: dict[type, _Compiled | None] = {np.ndarray: None}
+
+
+def _compiled(x: Array, W: Array, b: Array | None, n_batch_axes: int | None) -> _Compiled | None:
+    """The compiled functions for operands of one type whose library compiles, None for others."""
+    kind = type(x)
+    if type(W) is not kind or (b is not None and type(b) is not kind):
+        return None
+    if kind not in _COMPILED:
+        _COMPILED[kind] = None if (compiler := compiler_for(kind)) is None else _compile(compiler)
+    return _COMPILED[kind] if n_batch_axes is None or type(n_batch_axes) is int else None
+
+
+def _compile(compiler: Callable[..., Any]) -> _Compiled:
+    def forward(x: Array, W: Array, b: Array | None, n_batch_axes: int | None) -> Array:
+        return _forward(check(x, W, b, n_batch_axes), None)
+
+    def backward(
+        dy: Array, x: Array, W: Array, b: Array | None, n_batch_axes: int | None, wrt: tuple[str, ...]
+    ) -> Gradients:
+        return _backward(check(x, W, b, n_batch_axes), dy, None, wrt)
+
+    return _Compiled(compiler(forward, static_argnums=3), compiler(backward, static_argnums=(4, 5)))
+
+
+def _forward(operands: Operands, out: Array | None) -> Array:
+    x, W, b, k, dtype, y_shape, plain = operands
+    if plain and out is None:
+        return kernel_of(x).forward(x, W, b)
     xp = namespace_of(x)
-    x, W = _cast(xp, x, dtype), _cast(xp, W, dtype)
+    buffer = None
+    if out is not None:
+        check_out("out", out, x, y_shape, dtype)
+        check_apart({"out": out}, x=x, W=W, b=b)
+        buffer = flatten(xp, out, k)
     b = None if b is None else _cast(xp, b, dtype)
-    return restore(xp, kernel.forward(xp, flatten(xp, x, k), W, b), operands.y_shape, k)
+    y = kernel_of(x).forward(flatten(xp, _cast(xp, x, dtype), k), _cast(xp, W, dtype), b, buffer)
+    return _write(restore(xp, y, y_shape, k), out)
 
 
-def _backward(operands: Operands, dy: Array, dtype: Any, wanted: Collection[str]) -> Gradients:
-    x, W, b, k, _ = operands
+def _backward(operands: Operands, dy: Array, out: Outs | None = None, wrt: Iterable[str] = _OPERANDS) -> Gradients:
+    x, W, b, k, forward_dtype, _, plain = operands
+    dtype = check_cotangent(dy, operands)
+    wanted = _check_wrt(wrt, b)
+    if plain and out is None and forward_dtype is dtype is dy.dtype:
+        return Gradients(*kernel_of(x).backward(dy, x, W, wanted))
     xp = namespace_of(x)
-    dy = flatten(xp, _cast(xp, dy, dtype), k)
-    dx = dW = db = None
-    if "x" in wanted:
-        dx = _cast(xp, restore(xp, kernel.backward_x(xp, dy, _cast(xp, W, dtype)), x.shape, k), x.dtype)
-    if "W" in wanted:
-        dW = _cast(xp, kernel.backward_W(xp, flatten(xp, _cast(xp, x, dtype), k), dy), W.dtype)
-    if "b" in wanted and b is not None:
-        db = _cast(xp, kernel.backward_b(xp, dy), b.dtype)
-    return Gradients(dx, dW, db)
+    buffers: Outs = (None, None, None)
+    if out is not None:
+        _check_outs(out, dy, operands, wanted)
+        fillable = (buffer is not None and buffer.dtype == dtype for buffer in out)
+        dx, dW, db = (buffer if fills else None for buffer, fills in zip(out, fillable, strict=True))
+        buffers = (None if dx is None else flatten(xp, dx, k), dW, db)
+    dx, dW, db = kernel_of(x).backward(
+        flatten(xp, _cast(xp, dy, dtype), k), flatten(xp, _cast(xp, x, dtype), k), _cast(xp, W, dtype), wanted, buffers
+    )
+    if dx is not None:
+        dx = restore(xp, _cast(xp, dx, x.dtype), x.shape, k)
+    if dW is not None:
+        dW = _cast(xp, dW, W.dtype)
+    db = None if b is None or db is None else _cast(xp, db, b.dtype)
+    return Gradients(dx, dW, db) if out is None else Gradients(*map(_write, (dx, dW, db), out))
 
 
 def _cast(xp: ModuleType, array: Array, dtype: Any) -> Array:
     return array if array.dtype == dtype else xp.astype(array, dtype)
 
 
-def _check_wrt(wrt: Iterable[str]) -> tuple[str, ...]:
+def _check_wrt(wrt: Iterable[str], b: Array | None) -> tuple[str, ...]:
+    if wrt is _OPERANDS and b is not None:
+        return _OPERANDS
     wanted = tuple(wrt)
     if not set(wanted) <= set(_OPERANDS):
         msg = f"wrt names the gradients wanted, out of 'x', 'W' and 'b'; it came as {wrt!r}"
         raise ValueError(msg)
-    return wanted
+    return tuple(name for name in _OPERANDS if name in wanted and not (name == "b" and b is None))
 
 
-def _check_outs(out: _Outs, operands: Operands, wanted: Collection[str]) -> None:
+def _check_outs(out: Outs, dy: Array, operands: Operands, wanted: Collection[str]) -> None:
     if not isinstance(out, tuple) or len(out) != len(_OPERANDS):
         came = f"a tuple of {len(out)}" if isinstance(out, tuple) else f"a {type(out).__name__}"
         msg = f"out must be a tuple (dx, dW, db), with None where a new array is wanted; it came as {came}"
         raise TypeError(msg)
-    buffers = [buffer for buffer in out if buffer is not None]
-    if len({id(buffer) for buffer in buffers}) < len(buffers):
-        msg = "out holds one buffer for two gradients; pass one for each, or None"
-        raise ValueError(msg)
-    for name, buffer in zip(_OPERANDS, out, strict=True):
-        if buffer is None:
-            continue
-        primal = getattr(operands, name)
-        if name not in wanted or primal is None:
-            msg = f"out holds a buffer for d{name}, which is not computed: {name} is not in wrt, or is None"
+    buffers = {f"out's d{name}": buffer for name, buffer in zip(_OPERANDS, out, strict=True) if buffer is not None}
+    for name, buffer in buffers.items():
+        letter = name[-1]
+        primal = getattr(operands, letter)
+        if letter not in wanted or primal is None:
+            msg = f"out holds a buffer for d{letter}, which is not computed: {letter} is not in wrt, or is None"
             raise ValueError(msg)
-        check_out(f"out's d{name}", buffer, primal, primal.shape, primal.dtype)
+        check_out(name, buffer, primal, primal.shape, primal.dtype)
+    check_apart(buffers, dy=dy, x=operands.x, W=operands.W, b=operands.b)
 
 
 def _write(result: Array, out: Array | None) -> Array:
     if out is None:
         return result
-    out[...] = result
+    if result is not out and not share_memory(result, out):  # else the kernel has filled it
+        out[...] = result
     return out

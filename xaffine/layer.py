@@ -9,7 +9,7 @@ from xaffine.shapes import check_parameters, describe
 
 if TYPE_CHECKING:
     from xaffine.backends import Array
-    from xaffine.functional import Vjp
+    from xaffine.functional import Outs, Vjp
 
 __all__ = ["AffineLayer"]
 
@@ -76,13 +76,15 @@ class AffineLayer:
         """Compute y = x W + b, as `forward`."""
         return self.forward(x)
 
-    def forward(self, x: Array) -> Array:
+    def forward(self, x: Array, *, out: Array | None = None) -> Array:
         """Compute y = x W + b and remember x and W for the backward.
 
         Parameters
         ----------
         x : array, shape batch + features
             The input; kept by reference until the next forward.
+        out : array, shape batch + (m,), optional
+            A buffer that is filled with y and returned.
 
         Returns
         -------
@@ -93,16 +95,18 @@ class AffineLayer:
         TypeError, ValueError
             As `xaffine.affine`; the layer is then as it was.
         """
-        y, self._vjp = affine_vjp(x, self.W, self.b, n_batch_axes=self.n_batch_axes)
+        y, self._vjp = affine_vjp(x, self.W, self.b, n_batch_axes=self.n_batch_axes, out=out)
         return y
 
-    def backward(self, dy: Array) -> Array:
+    def backward(self, dy: Array, *, out: Outs | None = None) -> Array:
         """Compute the gradients at the latest forward; store dW and db, return dx.
 
         Parameters
         ----------
         dy : array, shape batch + (m,)
             ∂L/∂y for the latest y.
+        out : tuple (dx, dW, db) of arrays or None, optional
+            Buffers that are filled with the gradients, returned or stored; None where a new array is wanted.
 
         Returns
         -------
@@ -119,5 +123,5 @@ class AffineLayer:
         if self._vjp is None:
             msg = "backward needs a forward before it: call layer.forward(x) first"
             raise RuntimeError(msg)
-        dx, self.dW, self.db = self._vjp(dy)
+        dx, self.dW, self.db = self._vjp(dy, out)
         return dx

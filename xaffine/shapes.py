@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import math
 import operator
+from itertools import combinations
 from types import ModuleType  # noqa: TC003 - fields of a NamedTuple
 from typing import Any, NamedTuple
 
 import array_api_compat
+import numpy as np
 
-from xaffine.backends import Array, device_of, library_of, namespace_of
+from xaffine.backends import Array, device_of, library_of, memory_of, namespace_of, overlap
 
 __all__ = [
-    "Operands", "check", "check_cotangent", "check_out", "check_parameters", "describe", "flatten", "restore",
+    "Operands", "check", "check_apart", "check_cotangent", "check_out", "check_parameters", "describe", "flatten",
+    "restore",
 ]  # fmt: skip
 
 _KINDS = ("integral", "real floating", "complex floating")
@@ -32,11 +35,10 @@ class Operands(NamedTuple):
     """How many leading axes of x are batch, 0 to ``x.ndim``."""
     dtype: Any
     """The common dtype of x, W and b, in which the products are computed; the dtype of y."""
-
-    @property
-    def y_shape(self) -> tuple[int, ...]:
-        """The shape of y: that of the batch, then m."""
-        return (*self.x.shape[: self.n_batch_axes], self.W.shape[1])
+    y_shape: tuple[int, ...]
+    """The shape of y: that of the batch, then m."""
+    plain: bool
+    """Whether all are NumPy arrays of that dtype, and x a matrix."""
 
 
 def check(x: Array, W: Array, b: Array | None, n_batch_axes: int | None) -> Operands:
@@ -50,6 +52,17 @@ def check(x: Array, W: Array, b: Array | None, n_batch_axes: int | None) -> Oper
     ValueError
         Shapes or devices that do not go together, `n_batch_axes` out of range.
     """
+    # NumPy's usual case at a glance, since the whole check takes microseconds.
+    if n_batch_axes is None and type(x) is type(W) is np.ndarray and (b is None or type(b) is np.ndarray):
+        dtype, shape, columns = x.dtype, x.shape, W.shape
+        if (
+            dtype in _PLAIN
+            and W.dtype is dtype
+            and len(shape) == 2 == len(columns)
+            and shape[1] == columns[0]
+            and (b is None or (b.dtype is dtype and b.shape == columns[1:]))
+        ):
+            return Operands(x, W, b, 1, dtype, (shape[0], columns[1]), True)
     dtype = _check_together(**_named(x=x, W=W, b=b))
     _check_parameter_shapes(W, b, x=x)
     k = _batch_axes(x, W, b, n_batch_axes)
@@ -61,7 +74,7 @@ def check(x: Array, W: Array, b: Array | None, n_batch_axes: int | None) -> Oper
             f"and W takes n = {n}: {describe(x=x, W=W, b=b)}. {_remedy_for_features(x, n)}"
         )
         raise ValueError(msg)
-    return Operands(x, W, b, k, dtype)
+    return Operands(x, W, b, k, dtype, (*x.shape[:k], W.shape[1]), False)
 
 
 def check_parameters(W: Array, b: Array | None) -> None:
@@ -75,9 +88,10 @@ def check_cotangent(dy: Array, operands: Operands) -> Any:
 
     Raises as `check` does.
     """
-    x, W, b = operands[:3]
+    x, W, b, _, dtype, expected, plain = operands
+    if plain and type(dy) is np.ndarray and dy.dtype is dtype and dy.shape == expected:  # at a glance
+        return dtype
     dtype = _check_together(**_named(dy=dy, x=x, W=W, b=b))
-    expected = operands.y_shape
     if _shapes_differ(dy.shape, expected):
         msg = (
             f"dy must have the shape of y, {_text(expected)}: {describe(dy=dy, x=x, W=W, b=b)}. "
@@ -97,30 +111,54 @@ def check_out(name: str, out: Array, like: Array, shape: tuple[int, ...], dtype:
     ValueError
         Another shape or device.
     """
-    wanted = f"Pass a buffer of shape {_text(shape)} and dtype {_dtype_name(dtype)} that lives where x, W and b do"
-    came = describe(**{name: out})
+    if type(out) is type(like) is np.ndarray and out.dtype is dtype and out.shape == shape and _is_writable(out):
+        return  # at a glance
+    error: type[Exception] = TypeError
     try:
         same_library = namespace_of(out) is namespace_of(like)
     except TypeError:
         same_library = False
     if not same_library:
-        msg = f"{name} must be an array of the library of the operands: {came}. {wanted}"
-        raise TypeError(msg)
-    if device_of(out) != device_of(like) and None not in (device_of(out), device_of(like)):
-        msg = f"{name} must be on the device of the operands, {device_of(like)}: {came}. {wanted}"
-        raise ValueError(msg)
-    if _shapes_differ(out.shape, shape):
-        msg = f"{name} must have the shape {_text(shape)}: {came}. {wanted}"
-        raise ValueError(msg)
-    if out.dtype != dtype:
-        msg = f"{name} must have the dtype {_dtype_name(dtype)}: {came}. {wanted}"
-        raise TypeError(msg)
-    if not _is_writable(out):
-        msg = f"{name} cannot be written: {came}, which is immutable, read-only or broadcast. {wanted}, or leave it out"
-        raise TypeError(msg)
+        fault = "must be an array of the library of the operands"
+    elif device_of(out) != device_of(like) and None not in (device_of(out), device_of(like)):
+        fault, error = f"must be on the device of the operands, {device_of(like)}", ValueError
+    elif _shapes_differ(out.shape, shape):
+        fault, error = f"must have the shape {_text(shape)}", ValueError
+    elif out.dtype != dtype:
+        fault = f"must have the dtype {_dtype_name(dtype)}"
+    elif not _is_writable(out):
+        fault = "cannot be written, being immutable, read-only or broadcast"
+    else:
+        return
+    msg = (
+        f"{name} {fault}: {describe(**{name: out})}. Pass a buffer of shape {_text(shape)} and dtype "
+        f"{_dtype_name(dtype)} that lives where x, W and b do, or none"
+    )
+    raise error(msg)
+
+
+def check_apart(buffers: dict[str, Array], **operands: Array | None) -> None:
+    """Check that what is written to one of some buffers changes neither an operand nor another buffer.
+
+    Raises
+    ------
+    ValueError
+        Two of them share memory.
+    """
+    arrays = {name: array for name, array in {**operands, **buffers}.items() if array is not None}
+    memory = {name: memory_of(array) for name, array in arrays.items()}
+    for name, other in combinations(reversed(arrays), 2):
+        if name in buffers and overlap(memory[name], memory[other]):
+            msg = (
+                f"{name} overlaps {other} in memory: {describe(**{name: arrays[name], other: arrays[other]})}. "
+                f"Pass a buffer of its own"
+            )
+            raise ValueError(msg)
 
 
 def _is_writable(array: Array) -> bool:
+    if type(array) is np.ndarray and array.flags.c_contiguous:
+        return bool(array.flags.writeable)
     if not array_api_compat.is_writeable_array(array):
         return False
     if array_api_compat.is_dask_array(array) or array_api_compat.is_ndonnx_array(array):
@@ -212,6 +250,10 @@ def _reshape(xp: ModuleType, array: Array, shape: tuple[Any, ...]) -> Array:
     raise ValueError(msg)
 
 
+# Dtypes that every check lets pass, and that promote to nothing else.
+_PLAIN = frozenset(map(np.dtype, ["float16", "float32", "float64", "complex64", "complex128"])) | frozenset(
+    np.dtype(f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64)
+)
 # The dtype to compute in with operands of one type and dtype, the usual case, once those were checked.
 _COMMON_DTYPES: dict[tuple[type, Any], Any] = {}
 

@@ -1,5 +1,57 @@
 """The kernels: the matrix products of the layer, on 2-D arrays only.
 
-A kernel is a module with the four functions of `xaffine.kernels.standard`. That one is the
-implementation: every backend can run it.
+A kernel is a module with two functions, on operands of one dtype, library and device:
+
+    forward(x, W, b, out=None)                               -> y
+    backward(dy, x, W, wanted, out=(None, None, None))       -> (dx, dW, db)
+
+x is (N, n), W (n, m), b (m,) or None, dy (N, m); `wanted` holds those of "x", "W" and "b" whose gradients are computed,
+the others are None. `out` holds buffers of the shapes and the dtype of the results, apart from each other and from the
+operands. A kernel that cannot fill them leaves them alone: who called it copies what it returned.
+
+`xaffine.kernels.standard` is the implementation, which every library can run. A library has a kernel of its own where
+a measured row of the benchmark shows the gain. JAX has none: there the whole way is compiled.
 """
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import ModuleType
+
+    from xaffine.backends import Array
+
+__all__ = ["compiler_for", "kernel_of"]
+
+# By the library and the name of a type, so that no library is imported to find out.
+_OWN = {
+    ("numpy", "ndarray"): "numpy",
+    ("torch", "Tensor"): "torch",
+    ("torch", "Parameter"): "torch",
+}
+
+_KERNELS: dict[type, ModuleType] = {}
+
+
+def kernel_of(array: Array) -> ModuleType:
+    """The kernel for arrays of this very type; subclasses take the standard one."""
+    kind = type(array)
+    kernel = _KERNELS.get(kind)
+    if kernel is None:
+        name = _OWN.get(_origin(kind), "standard")
+        kernel = _KERNELS[kind] = importlib.import_module(f"xaffine.kernels.{name}")
+    return kernel
+
+
+def compiler_for(kind: type) -> Callable[..., Any] | None:
+    """What compiles functions of arrays of this very type: ``jax.jit``; None for other libraries and for tracers."""
+    if _origin(kind) in {("jax", "ArrayImpl"), ("jaxlib", "ArrayImpl")}:
+        return importlib.import_module("jax").jit  # type: ignore[no-any-return]
+    return None
+
+
+def _origin(kind: type) -> tuple[str, str]:
+    return kind.__module__.partition(".")[0], kind.__name__

@@ -15,6 +15,7 @@ property does not hold.
 from __future__ import annotations
 
 import inspect
+import itertools
 import os
 import sysconfig
 import traceback
@@ -48,6 +49,7 @@ __all__ = [
     "forward_is_exact",
     "forward_is_within_bound",
     "inputs_are_left_alone",
+    "kernels_agree",
     "last_user_line",
     "permuted_rows_permute_results",
     "rejected_dy_changes_nothing",
@@ -433,6 +435,50 @@ def rejected_x_changes_nothing(make: Make, case: Case, backend: Backend, device:
     trial.results()
     trial.require_rejection("x", (*before, last + 1))
     return _require_within(trial.in_numpy(trial.gradients()), case.exact(), "dx dW db", 0)
+
+
+def kernels_agree(first: Any, second: Any, case: Case, backend: Backend, device: Any = None) -> float:
+    """Two kernels compute the same, whichever gradients are wanted, into new arrays or into buffers.
+
+    Parameters
+    ----------
+    first, second : module
+        Kernels, as `xaffine.kernels` describes them.
+    case : Case
+        With a matrix for x and operands of one dtype. On integers the results must be equal, on floats each within
+        its rounding bound.
+    backend : Backend
+    device : optional
+        One of the backend's devices.
+
+    Returns
+    -------
+    float
+        The worst error as a fraction of its rounding bound.
+
+    Raises
+    ------
+    AssertionError
+        They differ, with the case.
+    """
+    operands = {"dy": case.dy, "x": case.x, "W": case.W} | ({} if case.b is None else {"b": case.b})
+    arrays = {name: operand.on(backend, device) for name, operand in operands.items()}
+    dy, x, W, b = (arrays.get(name) for name in ("dy", "x", "W", "b"))
+    exact, bound = case.exact(), 1.0 if case.kind == "floats" else 0.0
+    primals = [name for name in arrays if name != "dy"]
+    worst = 0.0
+    for wanted, filled, kernel in itertools.product((primals, *zip(primals)), (False, True), (first, second)):
+        shaped = {name: backend.xp.zeros_like(array) for name, array in arrays.items() if filled}
+        gradients = kernel.backward(
+            dy, x, W, wanted, tuple(shaped.get(name) if name in wanted else None for name in "xWb")
+        )
+        native = {"y": kernel.forward(x, W, b, shaped.get("dy"))}
+        native |= {f"d{name}": array for name, array in zip("xWb", gradients, strict=True) if array is not None}
+        came = ", ".join(native)
+        _require(len(native) == 1 + len(wanted), f"the gradients by {', '.join(wanted)} were wanted, and {came} came")
+        results = {name: backend.to_numpy(array) for name, array in native.items()}
+        worst = max(worst, _require_within(results, exact, " ".join(results), bound))
+    return worst
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,101 @@
+"""The kernel for NumPy: results written where they belong, and tall operands taken block by block.
+
+A block of rows stays in the caches between its product and its bias. The sums over the batch, dW and db, are added up
+block by block in a wider dtype, which rounds less: a float32 sum of 2²⁵ ones stops at 2²⁴.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
+
+    from numpy import ndarray
+
+    Buffers: TypeAlias = tuple[ndarray | None, ndarray | None, ndarray | None]
+
+__all__ = ["backward", "forward"]
+
+_TALL = 4096  # the most rows that are never cut
+_SMALL = 8192  # elements of the largest W whose partial gradients cost little beside the products of a block
+_ROWS = 2048  # the rows of a block; half of them where a row of x and y takes more than _LONG bytes
+_LONG = 2048
+# The dtypes that a BLAS multiplies, and those in which to add up what comes from the blocks.
+_WIDE = {np.dtype(own): np.dtype(wide) for own, wide in ("fd", "dd", "FD", "DD")}
+_ONES = {dtype: np.ones(_TALL, dtype) for dtype in _WIDE}
+
+
+def forward(x: ndarray, W: ndarray, b: ndarray | None, out: ndarray | None = None) -> ndarray:
+    """y = x W + b."""
+    if len(x) > _TALL and W.size <= _SMALL and x.dtype in _WIDE:
+        y = np.empty((len(x), W.shape[1]), x.dtype) if out is None else out
+        bias = None
+        for rows in _blocks(len(x), W):
+            block = np.matmul(x[rows], W, out=y[rows])
+            if b is not None:
+                if bias is None:  # repeated for every row, the addition is one long loop
+                    bias = np.broadcast_to(b, block.shape).copy()
+                block += bias[: len(block)]
+        return y
+    # Without a buffer, the same product in half the time for small operands.
+    y = x.dot(W) if out is None else np.matmul(x, W, out=out)
+    if b is not None:
+        y += b
+    return y
+
+
+def backward(
+    dy: ndarray, x: ndarray, W: ndarray, wanted: Collection[str], out: Buffers = (None, None, None)
+) -> Buffers:
+    """dx = dy Wᵀ, dW = xᵀ dy and db = Σ over the batch of dy."""
+    dx, dW, db = out
+    if len(x) > _TALL and W.size <= _SMALL and x.dtype in _WIDE:
+        if "x" in wanted:
+            dx = np.empty(x.shape, x.dtype) if dx is None else dx
+            for rows in _blocks(len(x), W):
+                np.matmul(dy[rows], W.T, out=dx[rows])
+        if "W" in wanted:
+            total = np.zeros(W.shape, _WIDE[W.dtype])
+            for rows in _blocks(len(x), W):
+                # The wide operand second: its product is the faster one.
+                total += dy[rows].T.dot(x[rows]).T if len(W) > 32 * W.shape[1] else x[rows].T.dot(dy[rows])
+            dW = _rounded(total, W.dtype, dW)
+    else:
+        if "x" in wanted:
+            dx = dy.dot(W.T) if dx is None else np.matmul(dy, W.T, out=dx)
+        if "W" in wanted:
+            dW = x.T.dot(dy) if dW is None else np.matmul(x.T, dy, out=dW)
+    if "b" in wanted:
+        db = _sum_of_rows(dy, db)
+    return dx, dW, db
+
+
+def _blocks(N: int, W: ndarray) -> Iterator[slice]:
+    """The rows of each block."""
+    rows = _ROWS if sum(W.shape) * W.itemsize <= _LONG else _ROWS // 2
+    return (slice(start, start + rows) for start in range(0, N, rows))
+
+
+def _sum_of_rows(dy: ndarray, out: ndarray | None) -> ndarray:
+    ones = _ONES.get(dy.dtype)
+    if ones is None:
+        total = np.add.reduce(dy, axis=0, dtype=np.float32 if dy.dtype == np.float16 else dy.dtype)
+    elif len(dy) <= _TALL:
+        total = ones[: len(dy)].dot(dy)
+    else:
+        total = np.zeros(dy.shape[1], _WIDE[dy.dtype])
+        for start in range(0, len(dy), _TALL):
+            block = dy[start : start + _TALL]
+            total += ones[: len(block)].dot(block)
+    return _rounded(total, dy.dtype, out)
+
+
+def _rounded(total: Any, dtype: np.dtype, out: ndarray | None) -> ndarray:
+    if out is None:
+        out = total if total.dtype is dtype else total.astype(dtype)
+    else:
+        out[...] = total
+    return out
