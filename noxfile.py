@@ -88,3 +88,10 @@ def mutants(session: nox.Session) -> None:
     session.install(*project["dependencies"], *extras["cli"], *extras["testing"])
     session.install(*nox.project.dependency_groups(PYPROJECT, "mutants"))
     session.run("python", "tests/mutants.py")
+
+
+@nox.session(default=False)
+def bench(session: nox.Session) -> None:
+    """Measure the whole grid beside the other implementations and write docs/benchmarks (half an hour, alone)."""
+    session.install("-e", ".[cli,plot]", *nox.project.dependency_groups(PYPROJECT, "bench"))
+    session.run("python", "docs/benchmarks/measure.py", *session.posargs)

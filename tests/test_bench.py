@@ -17,7 +17,7 @@ pytestmark = pytest.mark.once
 
 def test_rows_compare_every_implementation_with_the_limit_and_each_other() -> None:
     rows = bench.compare("numpy", (5, 3, 4), "float64", rounds=3)
-    names = ["limit", "xaffine", "classic class"]
+    names = ["limit", "xaffine", "classic class", "xaffine, out="]
     assert [(r["implementation"], r["what"]) for r in rows] == [
         (name, what) for name in names for what in ("forward", "backward", "both")
     ]

@@ -43,6 +43,8 @@ def assert_agree(first: Any, second: Any, values: str, backend: Backend, device:
 
 @pytest.mark.parametrize("values", ["integers", "floats"])
 def test_kernel_agrees_with_the_standard_one(backend: Backend, device: Any, kernel: Any, values: str) -> None:
+    if kernel is standard:
+        pytest.skip("this library runs the standard kernel itself")
     assert_agree(kernel, standard, values, backend, device)
 
 

@@ -263,12 +263,18 @@ def _implementations(
         layer = make(W, b)
         layer.forward(x)
         found[name] = calls(partial(layer.forward, x), partial(_backward, layer, dy))
+    if backend.name != "jax":  # whose arrays are immutable
+        filling = AffineLayer(W, b)
+        buffers = tuple(map(xp.empty_like, (x, W, b)))
+        filling.forward(x)
+        forward = partial(filling.forward, x, out=xp.empty_like(dy))
+        found["xaffine, out="] = calls(forward, partial(_backward, filling, dy, out=buffers))
     return found
 
 
-def _backward(layer: Any, dy: Array) -> tuple[Array, Array]:
+def _backward(layer: Any, dy: Array, **options: Any) -> tuple[Array, Array]:
     """What a stopwatch has to wait for."""
-    return layer.backward(dy), layer.dW
+    return layer.backward(dy, **options), layer.dW
 
 
 def _bare_products(backend: Backend, x: Array, W: Array, dy: Array) -> tuple[Callable[[], Any], Callable[[], Any]]:

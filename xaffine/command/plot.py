@@ -35,8 +35,9 @@ def draw_ratios(found: dict[str, Any], file: Path) -> None:
         some = [row for row in rows if (row["group"], row["dtype"]) == (group, dtype)]
         for name in dict.fromkeys(row["implementation"] for row in some):
             line = sorted((math.prod(r["shape"]), r["ratio"]) for r in some if r["implementation"] == name)
-            color = "tab:blue" if name == "xaffine" else "tab:red"
-            axis.plot(*zip(*line, strict=True), marker="o", markersize=3, label=name, color=color)
+            color = "tab:blue" if name.startswith("xaffine") else "tab:red"
+            style = "--" if name == "xaffine, out=" else "-"
+            axis.plot(*zip(*line, strict=True), style, marker="o", markersize=3, label=name, color=color)
         axis.axhline(1, color="gray", linewidth=0.8)
         axis.set(xscale="log", yscale="log", title=f"{group}, {dtype}", xlabel="N·n·m")
         axis.legend(frameon=False, fontsize="small")

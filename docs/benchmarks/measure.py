@@ -1,0 +1,214 @@
+"""Measure the speed of xaffine on the CPU: writes cpu.json, cpu.svg and README.md.
+
+    python docs/benchmarks/measure.py           # everything: some twenty minutes, on a machine that does nothing else
+    python docs/benchmarks/measure.py --page    # the page and the plot alone
+
+Needs ``pip install ".[cli,plot]"``, torch, jax and thinc; a library that is missing is left out.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import subprocess
+import sys
+import time
+import tracemalloc
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from xaffine import AffineLayer
+from xaffine.command.plot import draw_ratios
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+HERE = Path(__file__).parent
+DATA = HERE / "cpu.json"
+DTYPES = ("float32", "float64")
+TALL = ((65536, 64, 32), (65536, 784, 10), (262144, 32, 32))
+SQUARES = ((1024, 1024, 1024), (4096, 2048, 2048))
+OWN, FILLING = "xaffine", "xaffine, out="
+
+
+def layer_with_buffers(N: int, n: int, m: int, dtype: str) -> Any:
+    """A function that goes forward and backward into ready buffers."""
+    rng = np.random.default_rng()
+    x, W, b, dy = (rng.standard_normal(shape, dtype=np.float32).astype(dtype) for shape in ((N, n), (n, m), m, (N, m)))
+    layer, y, out = AffineLayer(W, b), np.empty_like(dy), (np.empty_like(x), np.empty_like(W), np.empty_like(b))
+
+    def call() -> None:
+        layer.forward(x, out=y)
+        layer.backward(dy, out=out)
+
+    call()
+    return call
+
+
+def seconds(call: Any) -> float:
+    """How long one call takes."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def measure_peak() -> float:
+    """MiB that forward and backward into buffers take at their peak, beside operands and buffers."""
+    call = layer_with_buffers(262144, 32, 32, "float32")
+    tracemalloc.start()
+    call()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return peak / 2**20
+
+
+def measure_import() -> float:
+    """Milliseconds that ``import xaffine`` takes beyond ``import numpy``."""
+
+    def of(module: str) -> float:
+        code = f"import time; start = time.perf_counter(); import {module}; print(time.perf_counter() - start)"
+        child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603
+        return float(child.stdout)
+
+    return 1e3 * statistics.median(of("xaffine") - of("numpy") for _ in range(21))
+
+
+def measure_growth(shape: tuple[int, int, int], dtype: str) -> float:
+    """How many times longer 16 N rows take than N, over 16."""
+    N, n, m = shape
+    small, large = layer_with_buffers(N, n, m, dtype), layer_with_buffers(16 * N, n, m, dtype)
+    return statistics.median(seconds(large) / seconds(small) for _ in range(7)) / 16
+
+
+def measure_sum() -> dict[str, float]:
+    """The worst error of db, N = 10⁶ random float32, and of NumPy's own sum."""
+    dy = np.random.default_rng().standard_normal((1_000_000, 8), dtype=np.float32)
+    exact = np.array([math.fsum(column) for column in dy.T])
+    layer = AffineLayer(np.empty((0, 8), "f"), np.zeros(8, "f"))
+    layer.forward(np.empty((len(dy), 0), "f"))
+    layer.backward(dy)
+    return {"db": float(max(abs(layer.db - exact))), "dy.sum(axis=0)": float(max(abs(dy.sum(axis=0) - exact)))}
+
+
+def measure() -> dict[str, Any]:
+    """All figures."""
+    command = [sys.executable, "-m", "xaffine", "bench", "--rounds", "11", "--dtype", *DTYPES, "--json", str(DATA)]
+    subprocess.run(command, check=True)  # noqa: S603 - our own command
+    found: dict[str, Any] = json.loads(DATA.read_text(encoding="utf-8"))
+    found["peak"] = measure_peak()
+    found["import"] = measure_import()
+    found["growth"] = {dtype: {str(shape): measure_growth(shape, dtype) for shape in TALL} for dtype in DTYPES}
+    found["sum"] = measure_sum()
+    return found
+
+
+def rows_to_reach(found: dict[str, Any], dtype: str) -> Iterator[tuple[str, str, str, float, float]]:
+    """What is timed, on which shape, against what, the most it may take, and what it takes."""
+    rows = {
+        (row["group"], tuple(row["shape"]), row["implementation"], row["what"]): row["to"]
+        for row in found["rows"]
+        if row["dtype"] == dtype
+    }
+    shapes = list(dict.fromkeys(shape for _, shape, _, _ in rows))
+
+    def ratio(group: str, shape: Any, own: str, what: str, other: str) -> float:
+        return float(rows[group, shape, own, what][other])
+
+    for shape in shapes:
+        limit, own = (1.15, OWN) if shape == (1, 8, 8) else (0.8, FILLING) if shape in TALL else (1.0, OWN)
+        reached = ratio("numpy", shape, own, "both", "classic class")
+        yield f"{own}: forward + backward", str(shape), "classic class", limit, reached
+    limits = dict.fromkeys(SQUARES, 1.05) | {(262144, 32, 32): 1.25, (65536, 784, 10): 0.95}
+    for shape, limit in limits.items():
+        yield (
+            f"{FILLING}: forward",
+            str(shape),
+            "bare product",
+            limit,
+            ratio("numpy", shape, FILLING, "forward", "limit"),
+        )
+    for shape, limit in (dict.fromkeys(SQUARES, 1.03) | {(65536, 784, 10): 0.85}).items():
+        reached = ratio("numpy", shape, FILLING, "backward", "limit")
+        yield f"{FILLING}: backward", str(shape), "bare products", limit, reached
+    for group, other in (("torch", "nn.Linear + autograd"), ("jax", "jax.jit by hand")):
+        for shape in shapes if group in found["groups"] else ():
+            limit = 1.0 if group == "torch" else 1.15 if shape == (1, 8, 8) else 1.05
+            reached = ratio(group, shape, OWN, "both", other)
+            yield f"{OWN} on {group}: forward + backward", str(shape), other, limit, reached
+    for shape in TALL:
+        reached = found["growth"][dtype][str(shape)]
+        yield f"{FILLING}: 16 N rows, forward + backward", str(shape), "16 times N rows", 1.1, reached
+
+
+def write_page(found: dict[str, Any]) -> str:
+    """The page, from the figures."""
+    versions = ", ".join(f"{group} {facts['version']}" for group, facts in found["groups"].items())
+    lines = [
+        "# Benchmarks",
+        "",
+        f"Written by `docs/benchmarks/measure.py` (`nox -s bench`) on {found['date']}: xaffine {found['xaffine']}, "
+        f"Python {found['python']}, {found['system']}, {found['cores']} cores; {found['blas']}; {versions}. "
+        "The data are in [cpu.json](cpu.json). Every figure is the median of the ratios within "
+        f"{found['rounds']} interleaved rounds. No GPU was measured yet.",
+        "",
+        "![Time of forward and backward over that of the bare products, against size](cpu.svg)",
+        "",
+        "## What is to be reached",
+        "",
+        "Bold figures miss it.",
+        "",
+    ]
+    tables = {dtype: list(rows_to_reach(found, dtype)) for dtype in DTYPES}
+    lines += ["| what | N, n, m | against | at most | float32 | float64 |", "|---|---|---|---|---|---|"]
+    for single, double in zip(tables["float32"], tables["float64"], strict=True):
+        what, shape, other, limit, _ = single
+        reached = (f"{value:.2f}" if value <= limit else f"**{value:.2f}**" for value in (single[-1], double[-1]))
+        lines.append(f"| {what} | {shape[1:-1]} | {other} | {limit:.2f} | {' | '.join(reached)} |")
+    sums = found["sum"]
+    lines += [
+        "",
+        f"- Forward and backward into buffers at (262144, 32, 32) take {found['peak']:.1f} MiB beside operands and "
+        "buffers (at most 8).",
+        f"- `import xaffine` takes {found['import']:.0f} ms beyond `import numpy` (at most 20).",
+        f"- The worst error of db on a million random float32 rows is {sums['db']:.1e}, that of `dy.sum(axis=0)` "
+        f"{sums['dy.sum(axis=0)']:.1e} (at most a fifth).",
+        "",
+        "## All figures",
+        "",
+        "Microseconds, and forward + backward over the bare products.",
+        "",
+    ]
+    for group in found["groups"]:
+        lines += [f"### {group}", ""]
+        lines += ["| dtype | N, n, m | implementation | forward | backward | both | both / products (quartiles) |"]
+        lines += ["|---|---|---|---|---|---|---|"]
+        by_line: dict[tuple[str, ...], dict[str, Any]] = {}
+        for row in found["rows"]:
+            if row["group"] == group:
+                key = (row["dtype"], ", ".join(map(str, row["shape"])), row["implementation"])
+                by_line.setdefault(key, {})[row["what"]] = row
+        for line, each in by_line.items():
+            times = [f"{each[what]['median'] * 1e6:,.1f}" for what in ("forward", "backward", "both")]
+            both = each["both"]
+            ratio = f"{both['ratio']:.2f} ({both['ratio_low']:.2f} to {both['ratio_high']:.2f})"
+            lines.append(f"| {' | '.join(line)} | {' | '.join(times)} | {ratio} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure, unless the page alone is asked for, and write."""
+    if sys.argv[1:] == ["--page"]:
+        found = json.loads(DATA.read_text(encoding="utf-8"))
+    else:
+        found = measure()
+        DATA.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    draw_ratios(found, HERE / "cpu.svg")
+    (HERE / "README.md").write_text(write_page(found), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
