@@ -15,8 +15,10 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-MUTATED = ["xaffine/functional.py", "xaffine/shapes.py", "xaffine/layer.py", "xaffine/kernels/*.py"]
-TESTS = [f"test_{name}" for name in ("functional", "errors", "messages", "layer", "shapes", "properties")]
+# Of the kernels, those that the judges run.
+KERNELS = ["__init__", "standard", "numpy"]
+MUTATED = [f"xaffine/{name}.py" for name in ("functional", "shapes", "layer", *(f"kernels/{name}" for name in KERNELS))]
+TESTS = [f"test_{name}" for name in ("functional", "errors", "messages", "layer", "shapes", "kernels", "properties")]
 JUDGES = {"numpy": TESTS, "array-api-strict": [*TESTS, "test_on_array_api_strict"]}
 AT_LEAST = 0.95
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import pickle
+import subprocess
+import sys
 from typing import Any
 
 import jax
@@ -94,6 +98,44 @@ def test_vmap_over_the_batch_gives_per_sample_gradients(backend: Any) -> None:
 def test_errors_are_raised_while_tracing() -> None:
     with pytest.raises(ValueError, match=r"W takes n = 4: x is float32 \(2, 3\) \(jax\)"):
         jax.jit(affine)(jnp.ones((2, 3), "float32"), jnp.ones((4, 5), "float32"))
+
+
+def test_what_is_compiled_for_one_axis_is_not_run_for_true() -> None:
+    x, W = jnp.ones((2, 3)), jnp.ones((3, 4))
+    affine(x, W, n_batch_axes=1)
+    with pytest.raises(TypeError, match="n_batch_axes must be an int or None, not True"):
+        affine(x, W, n_batch_axes=True)
+    assert affine(x, W, n_batch_axes=np.int64(1)).shape == (2, 4)
+
+
+def test_vjp_can_be_pickled() -> None:
+    _, vjp = affine_vjp(jnp.ones((2, 3)), jnp.ones((3, 4)))
+    assert pickle.loads(pickle.dumps(vjp))(jnp.ones((2, 4))).dW.tolist() == [[2] * 4] * 3  # noqa: S301
+
+
+TWO_DEVICES = """
+import jax, jax.numpy as jnp
+from xaffine import affine, affine_backward
+first, second = (lambda *shape, d=d: jax.device_put(jnp.ones(shape), d) for d in jax.devices())
+x, W = first(2, 3), first(3, 4)
+for call in (lambda: affine(x, second(3, 4)), lambda: affine_backward(second(2, 4), x, W)):
+    try:
+        call()
+    except ValueError as error:
+        print(error)
+print(affine(first(2, 3), jnp.ones((3, 4))).device == jax.devices()[0])
+"""
+
+
+def test_two_devices_are_refused() -> None:
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    child = subprocess.run(
+        [sys.executable, "-c", TWO_DEVICES], env=environment, capture_output=True, text=True, check=True, timeout=300
+    )
+    forward, backward, place = child.stdout.strip().splitlines()
+    assert forward.startswith("arrays on two devices: x is float32 (2, 3) (jax on cpu:0); W is")
+    assert backward.startswith("arrays on two devices: dy is float32 (2, 4) (jax on cpu:1); x is")
+    assert place == "True"
 
 
 def test_immutable_out_is_refused() -> None:

@@ -62,6 +62,52 @@ def test_autograd_runs_through_the_layer(backend: Any) -> None:
         assert torch.equal(ours, grad)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int64"])
+@pytest.mark.parametrize("layout", ["C", "Fortran", "strided"])
+@pytest.mark.parametrize("shape", [(5, 6), (5, 2, 3), (6,), (0, 6)])
+def test_buffers_of_any_layout_are_filled(backend: Any, dtype: str, layout: str, shape: Any) -> None:
+    case = make_case(shape, 4, seed=6, dtypes=dtype)
+    dy, x, W, b = operands(case, backend)
+    buffers = []
+    for like in (dy, x, W, b):
+        wide = torch.full((2, *like.shape, 2), 7, dtype=like.dtype)
+        buffer = wide[0, ..., 0] if layout == "strided" else wide[0, ..., 0].contiguous()
+        buffers.append(buffer.mT.contiguous().mT if layout == "Fortran" and buffer.ndim > 1 else buffer)
+    layer = AffineLayer(W, b)
+    assert layer.forward(x, out=buffers[0]) is buffers[0]
+    assert layer.backward(dy, out=tuple(buffers[1:])) is buffers[1]
+    assert layer.dW is buffers[2]
+    assert layer.db is buffers[3]
+    exact = case.exact()
+    for name, buffer in zip(("y", "dx", "dW", "db"), buffers, strict=True):
+        assert worst_error(backend.to_numpy(buffer), exact[name])[0] == 0, name
+
+
+def test_overlapping_buffers_are_refused() -> None:
+    shared = torch.ones(2, 7)
+    with pytest.raises(ValueError, match="out overlaps x in memory"):
+        affine(shared[:, :3], torch.ones(3, 4), out=shared[:, 2:6])
+    assert affine(shared[:, :3], torch.ones(3, 4), out=shared[:, 3:]).tolist() == [[3] * 4] * 2
+
+
+def test_buffers_are_filled_where_autograd_records() -> None:
+    layer = AffineLayer(torch.nn.Parameter(torch.ones(3, 2)), torch.nn.Parameter(torch.zeros(2)))
+    y = torch.zeros(4, 2)
+    assert layer.forward(torch.ones(4, 3), out=y) is y
+    y.sum().backward()
+    assert layer.W.grad.tolist() == [[4, 4]] * 3
+    dW = torch.zeros(3, 2)
+    layer.backward(torch.ones(4, 2), out=(None, dW, None))
+    assert dW.tolist() == [[4, 4]] * 3
+
+
+def test_wide_gradients_are_contiguous() -> None:
+    """Their product is transposed where n is far above m."""
+    dW = affine_backward(torch.ones(5, 1), torch.ones(5, 40), torch.ones(40, 1)).dW
+    assert dW.is_contiguous()
+    assert dW.tolist() == [[5]] * 40
+
+
 def test_parameters_mix_with_tensors() -> None:
     W, b = torch.nn.Parameter(torch.ones(3, 2)), torch.nn.Parameter(torch.zeros(2))
     layer = AffineLayer(W, b)

@@ -161,10 +161,14 @@ def affine_backward(
     >>> dx.tolist(), dW.tolist(), db.tolist()
     ([[1.0, 5.0], [2.0, 10.0]], [[7.0], [10.0]], [3.0])
     """
+    wanted = _check_wrt(wrt, b)
     compiled = None if out is not None or type(dy) is not type(x) else _compiled(x, W, b, n_batch_axes)
     if compiled is not None:
-        return compiled.backward(dy, x, W, b, n_batch_axes, _check_wrt(wrt, b))
-    return _backward(check(x, W, b, n_batch_axes), dy, out, wrt)
+        try:
+            return compiled.backward(dy, x, W, b, n_batch_axes, wanted)
+        except ValueError:  # told below, where the devices are known, too
+            pass
+    return _backward(check(x, W, b, n_batch_axes), dy, out, wanted)
 
 
 def affine_vjp(
@@ -208,7 +212,10 @@ def affine_vjp(
     """
     compiled = None if out is not None or type(x) is np.ndarray else _compiled(x, W, b, n_batch_axes)
     if compiled is not None:
-        return compiled.forward(x, W, b, n_batch_axes), partial(_pull_back, x, W, b, n_batch_axes)
+        try:
+            return compiled.forward(x, W, b, n_batch_axes), partial(_pull_back, x, W, b, n_batch_axes)
+        except ValueError:  # told below, where the devices are known, too
+            pass
     operands = check(x, W, b, n_batch_axes)
     return _forward(operands, out), partial(_backward, operands)
 

@@ -200,7 +200,9 @@ def compare(
     for number in range(rounds):
         keys = list(samples)
         for key in keys[number % len(keys) :] + keys[: number % len(keys)]:  # each begins a round now and then
-            samples[key].append(_time(implementations[key[0]][key[1]], counts[key]))
+            call = implementations[key[0]][key[1]]
+            call(1)  # memory that lay idle meanwhile may take its time to come back
+            samples[key].append(_time(call, counts[key]))
     rows = []
     for (implementation, what), times in samples.items():
         low, median, high = _quartiles(times)

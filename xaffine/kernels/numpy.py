@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 __all__ = ["backward", "forward"]
 
-_TALL = 4096  # the most rows that are never cut
 _SMALL = 8192  # elements of the largest W whose partial gradients cost little beside the products of a block
-_ROWS = 2048  # the rows of a block; half of them where a row of x and y takes more than _LONG bytes
+_TALL = 4096  # the most rows that are never cut, and the rows of a block that is summed
+_ROWS = 2048  # the rows of other blocks; half of them where a row of x and y takes more than _LONG bytes
 _LONG = 2048
 # The dtypes that a BLAS multiplies, and those in which to add up what comes from the blocks.
 _WIDE = {np.dtype(own): np.dtype(wide) for own, wide in ("fd", "dd", "FD", "DD")}
@@ -33,7 +33,7 @@ def forward(x: ndarray, W: ndarray, b: ndarray | None, out: ndarray | None = Non
     if len(x) > _TALL and W.size <= _SMALL and x.dtype in _WIDE:
         y = np.empty((len(x), W.shape[1]), x.dtype) if out is None else out
         bias = None
-        for rows in _blocks(len(x), W):
+        for rows in _blocks(len(x), _rows_of_block(W)):
             block = np.matmul(x[rows], W, out=y[rows])
             if b is not None:
                 if bias is None:  # repeated for every row, the addition is one long loop
@@ -55,11 +55,11 @@ def backward(
     if len(x) > _TALL and W.size <= _SMALL and x.dtype in _WIDE:
         if "x" in wanted:
             dx = np.empty(x.shape, x.dtype) if dx is None else dx
-            for rows in _blocks(len(x), W):
+            for rows in _blocks(len(x), _rows_of_block(W)):
                 np.matmul(dy[rows], W.T, out=dx[rows])
         if "W" in wanted:
             total = np.zeros(W.shape, _WIDE[W.dtype])
-            for rows in _blocks(len(x), W):
+            for rows in _blocks(len(x), _TALL):
                 # The wide operand second: its product is the faster one.
                 total += dy[rows].T.dot(x[rows]).T if len(W) > 32 * W.shape[1] else x[rows].T.dot(dy[rows])
             dW = _rounded(total, W.dtype, dW)
@@ -73,9 +73,11 @@ def backward(
     return dx, dW, db
 
 
-def _blocks(N: int, W: ndarray) -> Iterator[slice]:
-    """The rows of each block."""
-    rows = _ROWS if sum(W.shape) * W.itemsize <= _LONG else _ROWS // 2
+def _rows_of_block(W: ndarray) -> int:
+    return _ROWS if sum(W.shape) * W.itemsize <= _LONG else _ROWS // 2
+
+
+def _blocks(N: int, rows: int) -> Iterator[slice]:
     return (slice(start, start + rows) for start in range(0, N, rows))
 
 
@@ -87,9 +89,8 @@ def _sum_of_rows(dy: ndarray, out: ndarray | None) -> ndarray:
         total = ones[: len(dy)].dot(dy)
     else:
         total = np.zeros(dy.shape[1], _WIDE[dy.dtype])
-        for start in range(0, len(dy), _TALL):
-            block = dy[start : start + _TALL]
-            total += ones[: len(block)].dot(block)
+        for rows in _blocks(len(dy), _TALL):
+            total += ones[: len(dy[rows])].dot(dy[rows])
     return _rounded(total, dy.dtype, out)
 
 

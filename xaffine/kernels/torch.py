@@ -16,6 +16,8 @@ __all__ = ["backward", "forward"]
 
 def forward(x: torch.Tensor, W: torch.Tensor, b: torch.Tensor | None, out: torch.Tensor | None = None) -> torch.Tensor:
     """y = x W + b."""
+    if _recorded(x, W, b):
+        out = None
     return torch.mm(x, W, out=out) if b is None else torch.addmm(b, x, W, out=out)
 
 
@@ -23,7 +25,7 @@ def backward(
     dy: torch.Tensor, x: torch.Tensor, W: torch.Tensor, wanted: Collection[str], out: Buffers = (None, None, None)
 ) -> Buffers:
     """dx = dy Wᵀ, dW = xᵀ dy and db = Σ over the batch of dy."""
-    dx, dW, db = out
+    dx, dW, db = (None, None, None) if _recorded(dy, x, W) else out
     if "x" in wanted:
         dx = torch.mm(dy, W.mT, out=dx)
     if "W" in wanted:
@@ -33,3 +35,8 @@ def backward(
     if "b" in wanted:
         db = torch.sum(dy, 0, dtype=dy.dtype, out=db)
     return dx, dW, db
+
+
+def _recorded(*operands: torch.Tensor | None) -> bool:
+    """Whether autograd records what is done with the operands: then it fills no buffer."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in operands)
