@@ -25,7 +25,7 @@ OWN_FILES = {name: f"test_on_{name.replace('-', '_')}.py" for name in backends.n
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--backend", default="numpy", choices=backends.names(), help="the array library to test on")
-    parser.addoption("--device", default=None, help="the device, as text of one of the backend's devices")
+    parser.addoption("--device", default=None, help="one of the backend's devices, as text; gpu is its first GPU")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -75,4 +75,4 @@ def backend(request: pytest.FixtureRequest) -> backends.Backend:
 def device(request: pytest.FixtureRequest, backend: backends.Backend) -> object:
     """The device under test, the backend's default one if none was named."""
     name = request.config.getoption("device")
-    return None if name is None else next(d for d in backend.devices if str(d) == name)
+    return None if name is None else backend.device(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import subprocess
 import sys
@@ -95,7 +96,8 @@ def test_library_that_cannot_be_imported_says_why(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.once
 def test_cupy_without_a_gpu_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    cuda = types.SimpleNamespace(is_available=lambda: False)
+    runtime = types.SimpleNamespace(getDeviceCount=lambda: 0, CUDARuntimeError=RuntimeError)
+    cuda = types.SimpleNamespace(runtime=runtime)
     stand_in(monkeypatch, "cupy", types.SimpleNamespace(cuda=cuda, __version__="14.2.0"))
     with pytest.raises(RuntimeError, match=r"'cupy' is installed \(14\.2\.0\) and finds no CUDA device.*nvidia-smi"):
         backends.get("cupy")
@@ -144,3 +146,18 @@ def test_bfloat16_of_torch_becomes_float32(dtype: str, expected: str) -> None:
 )
 def test_device_binds_only_what_is_committed_to_one(facts: dict[str, Any], expected: Any) -> None:
     assert backends.device_of(types.SimpleNamespace(**facts)) == expected
+
+
+def test_devices_are_found_by_their_text(backend: Backend) -> None:
+    for device in backend.devices:
+        assert backend.device(device) == device
+        assert backend.device(str(device).strip("<>")) == device
+    with pytest.raises(ValueError, match=f"{backend.name} has no device toaster; it has "):
+        backend.device("toaster")
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("text", ["<CUDA Device 0>", "cuda:0", "gpu:0"])
+def test_gpu_is_the_first_that_is_no_cpu(text: str) -> None:
+    backend = dataclasses.replace(backends.get("numpy"), _devices=lambda _: ["cpu", text, "cuda:1"])
+    assert backend.device("gpu") == text

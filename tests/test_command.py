@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import importlib.metadata
 import json
 import re
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 
 from xaffine import AffineLayer, __main__, backends
 from xaffine.command import doctor, machine, terminal
+from xaffine.command.children import ChildError
 
 pytestmark = pytest.mark.once
 
@@ -147,13 +149,13 @@ def test_throughput_that_fails_leaves_gradients_right(monkeypatch: pytest.Monkey
 
 
 def test_backend_that_crashes_does_not_stop_the_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
-    def crash(*_: Any, **__: Any) -> Any:
-        return subprocess.CompletedProcess([], -11, stdout="", stderr="")
+    def crash(*_: Any) -> Any:
+        raise ChildError("the process was ended by SIGSEGV")
 
-    monkeypatch.setattr(subprocess, "run", crash)
+    monkeypatch.setattr(doctor, "events_of_child", crash)
     found = doctor.examine_in_child("numpy")
     assert found["status"] == "unusable"
-    assert "exit code -11: no message" in found["note"]
+    assert found["note"] == "the process was ended by SIGSEGV"
 
 
 def test_backend_that_hangs_does_not_stop_the_doctor() -> None:
@@ -172,6 +174,14 @@ def test_version(capsys: Any) -> None:
         __main__.main(["--version"])
     assert exit_.value.code == 0
     assert capsys.readouterr().out.startswith("xaffine ")
+
+
+def test_version_of_what_runs_from_its_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    assert machine.own_version() == "not installed"
 
 
 def test_bar_moves_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

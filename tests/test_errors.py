@@ -135,7 +135,7 @@ def test_nothing_but_lists() -> None:
         affine([[1.0]], [[1.0]])
 
 
-@pytest.mark.parametrize("wrt", [("y",), ("x", "dW"), "Wb "])
+@pytest.mark.parametrize("wrt", [("y",), ("x", "dW"), "Wb ", None, 5, [["x"]]])
 def test_wrt_of_unknown_names(ones: Any, wrt: Any) -> None:
     with pytest.raises(ValueError, match="'x', 'W' and 'b'"):
         affine_backward(ones(2, 4), ones(2, 3), ones(3, 4), wrt=wrt)

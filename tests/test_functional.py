@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import pickle
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from xaffine import AffineLayer, Gradients, affine, affine_backward, affine_vjp, functional, shapes
+from xaffine import AffineLayer, Gradients, affine, affine_backward, affine_vjp, backends, functional, shapes
 from xaffine.backends import Backend
-from xaffine.kernels import standard
+from xaffine.kernels import kernel_of, standard
 from xaffine.testing import make_case
 from xaffine.testing.cases import worst_error
 
@@ -77,7 +78,8 @@ def test_only_gradients_wanted_are_computed(monkeypatch: pytest.MonkeyPatch, arr
     called = []
     monkeypatch.setattr(functional, "_COMPILED", {})
     monkeypatch.setattr(functional, "compiler_for", lambda _: None)
-    monkeypatch.setattr(functional, "kernel_of", lambda _: standard)
+    monkeypatch.setattr(functional, "kernel_of", lambda *_: standard)
+    monkeypatch.setattr(functional, "numpy_kernel", standard)
     for name in ("x", "W", "b"):
         original = getattr(standard, f"backward_{name}")
         monkeypatch.setattr(standard, f"backward_{name}", lambda *a, n=name, f=original: called.append(n) or f(*a))
@@ -124,6 +126,39 @@ def test_nan_and_infinity_propagate(backend: Backend, array: Any) -> None:
     assert np.isnan(dW[0]).all()
     assert np.isfinite(dW[1]).all()
     assert np.isfinite(backend.to_numpy(gradients.dx)).all()
+
+
+def test_infinities_of_dy_reach_db_as_they_are(backend: Backend) -> None:
+    """db is a sum: no product makes them NaN."""
+    for dtype in {"float32", "complex64"} & set(backend.dtypes()):
+        dy = backend.from_numpy(np.array([[np.inf, 1], [1, 2]], dtype))
+        x, W, b = (backend.from_numpy(np.ones(shape, dtype)) for shape in ((2, 1), (1, 2), (2,)))
+        with products_with_nan(backend):
+            db = backend.to_numpy(affine_backward(dy, x, W, b, wrt=("b",)).db)
+        assert db.tolist() == [np.inf, 3], dtype
+
+
+@pytest.mark.once
+def test_many_halves_are_summed_beyond_the_range_of_float32() -> None:
+    N = 2**24 + 2**23
+    db = affine_backward(
+        np.full((N, 1), 2.0**-10, "e"), np.empty((N, 0), "e"), np.empty((0, 1), "e"), np.zeros(1, "e"), wrt=("b",)
+    ).db
+    assert db.tolist() == [24576]
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("which", range(3))
+def test_relatives_of_arrays_take_the_standard_kernel(which: int) -> None:
+    class Relative(np.ndarray):
+        pass
+
+    case = make_case((5, 3), 4, seed=0)
+    operands = [o.on(backends.get("numpy")) for o in (case.dy, case.x, case.W, case.b)]
+    operands[which] = operands[which].view(Relative)
+    for gradient, name in zip(affine_backward(*operands), ("dx", "dW", "db"), strict=True):
+        assert np.array_equal(gradient, case.exact()[name].value)
+    assert kernel_of(*operands[:3]) is standard
 
 
 def test_nan_in_x_reaches_dw_even_where_dy_is_zero(backend: Backend, array: Any) -> None:
@@ -238,9 +273,33 @@ class TestOut:
         assert not buffer.any()
 
     def test_overlapping_elements_are_refused(self) -> None:
-        out = np.lib.stride_tricks.as_strided(np.zeros(4, "f"), (2, 4), (0, 4))
-        with pytest.raises(TypeError, match="cannot be written"):
-            affine(self.x, self.W, self.b, out=out)
+        for strides in ((0, 4), (4, 4), (4, -4), (8, 4)):
+            out = np.lib.stride_tricks.as_strided(np.zeros(16, "f")[8:], (2, 4), strides)
+            with pytest.raises(ValueError, match="out overlaps itself in memory"):
+                affine(self.x, self.W, self.b, out=out)
+            assert not out.any()
+
+    @pytest.mark.parametrize("layout", ["Fortran", "reversed", "strided"])
+    def test_every_other_layout_is_filled(self, layout: str) -> None:
+        case = make_case((5, 2, 3), 4, seed=0)
+        buffers = [replace(o, layout=layout).on(backends.get("numpy")) for o in (case.dy, case.x, case.W, case.b)]
+        dy, x, W, b = (o.on(backends.get("numpy")) for o in (case.dy, case.x, case.W, case.b))
+        layer = AffineLayer(W, b)
+        assert layer.forward(x, out=buffers[0]) is buffers[0]
+        assert layer.backward(dy, out=tuple(buffers[1:])) is buffers[1]
+        assert layer.dW is buffers[2]
+        assert layer.db is buffers[3]
+        for buffer, exact in zip(buffers, case.exact().values(), strict=True):
+            assert np.array_equal(buffer, exact.value)
+
+    def test_buffers_of_dtypes_apart_from_that_of_the_products_are_filled(self) -> None:
+        case = make_case((5, 3), 4, seed=0, dtypes=("float32", "float64", "float16", "float32"))
+        dy, x, W, b = (o.on(backends.get("numpy")) for o in (case.dy, case.x, case.W, case.b))
+        out = np.full_like(x, 7), np.full_like(W, 7), np.full_like(b, 7)
+        gradients = affine_backward(dy, x, W, b, out=out)
+        for buffer, gradient, name in zip(out, gradients, ("dx", "dW", "db"), strict=True):
+            assert gradient is buffer
+            assert np.array_equal(buffer, case.exact()[name].value)
 
 
 @pytest.mark.once

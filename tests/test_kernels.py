@@ -24,7 +24,7 @@ def kernel(backend: Backend, device: Any) -> Any:
 
 
 def test_backend_has_the_kernel_it_earned(backend: Backend, kernel: Any) -> None:
-    own = backend.name if backend.name in ("numpy", "torch") else "standard"
+    own = backend.name if backend.name in ("numpy", "cupy", "torch") else "standard"
     assert kernel.__name__ == f"xaffine.kernels.{own}"
 
 
@@ -49,7 +49,7 @@ def test_kernel_agrees_with_the_standard_one(backend: Backend, device: Any, kern
 
 
 @pytest.mark.once
-@pytest.mark.parametrize("fault", ["forward", "backward", "wanted", "buffers"])
+@pytest.mark.parametrize("fault", ["forward", "backward", "wanted", "swapped", "buffers", "added", "dtype"])
 def test_kernels_that_disagree_are_told_apart(backend: Backend, fault: str) -> None:
     def forward(x: Any, W: Any, b: Any, out: Any = None) -> Any:
         return numpy.forward(x, W, None if fault == "forward" else b, out)
@@ -58,12 +58,18 @@ def test_kernels_that_disagree_are_told_apart(backend: Backend, fault: str) -> N
         if fault == "wanted":
             wanted = ("x", "W")
         dx, dW, db = numpy.backward(dy, x, W, wanted, out)
+        if fault == "swapped" and len(wanted) == 1:
+            return dW, dx, db
+        if fault == "added" and out[2] is not None:
+            db += 7
+        if fault == "dtype" and "b" in wanted:
+            db = db.astype(float)
         if "W" in wanted and (fault == "backward" or (fault == "buffers" and out[1] is not None)):
             dW = dW * 2
         return dx, dW, db
 
     broken = SimpleNamespace(forward=forward, backward=backward)
-    with pytest.raises(AssertionError, match=r"y\[|dW\[|were wanted"):
+    with pytest.raises(AssertionError, match=r"y\[|d[xWb]\[|were wanted|came in float64"):
         checks.kernels_agree(broken, standard, make_case((5, 3), 2, seed=0), backend)
 
 
@@ -116,8 +122,9 @@ class TestSumOfRows:
 @pytest.mark.once
 def test_buffers_are_all_that_tall_operands_take() -> None:
     rng = np.random.default_rng(0)
-    x, W, b, dy = (rng.standard_normal(shape, dtype=np.float32) for shape in ((262144, 32), (32, 32), 32, (262144, 32)))
-    layer, y, out = AffineLayer(W, b), np.empty_like(dy), (np.empty_like(x), np.empty_like(W), np.empty_like(b))
+    x, W, b, dy = (rng.integers(-1, 2, shape).astype("f") for shape in ((262144, 32), (32, 32), 32, (262144, 32)))
+    x[:] = x[0]
+    layer, y, out = AffineLayer(W, b), np.empty_like(dy), (np.full_like(x, 7), np.full_like(W, 7), np.full_like(b, 7))
     tracemalloc.start()
     try:
         assert layer.forward(x, out=y) is y
@@ -127,3 +134,6 @@ def test_buffers_are_all_that_tall_operands_take() -> None:
         tracemalloc.stop()
     assert layer.dW is out[1]
     assert layer.db is out[2]
+    assert np.array_equal(y, np.outer(np.ones(len(x)), x[0] @ W + b))
+    assert np.array_equal(layer.db, dy.sum(axis=0, dtype=float))
+    assert np.array_equal(layer.dW, (x.astype(float).T @ dy.astype(float)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -90,15 +92,61 @@ def test_overlapping_buffers_are_refused() -> None:
     assert affine(shared[:, :3], torch.ones(3, 4), out=shared[:, 3:]).tolist() == [[3] * 4] * 2
 
 
-def test_buffers_are_filled_where_autograd_records() -> None:
+def test_buffers_are_not_filled_where_autograd_records() -> None:
     layer = AffineLayer(torch.nn.Parameter(torch.ones(3, 2)), torch.nn.Parameter(torch.zeros(2)))
-    y = torch.zeros(4, 2)
-    assert layer.forward(torch.ones(4, 3), out=y) is y
-    y.sum().backward()
-    assert layer.W.grad.tolist() == [[4, 4]] * 3
-    dW = torch.zeros(3, 2)
-    layer.backward(torch.ones(4, 2), out=(None, dW, None))
-    assert dW.tolist() == [[4, 4]] * 3
+    x, y = torch.ones(4, 3), torch.zeros(4, 2)
+    with pytest.raises(TypeError, match=r"out cannot be filled: autograd .* follows W and b.*torch\.no_grad"):
+        layer.forward(x, out=y)
+    with torch.no_grad():
+        assert layer.forward(x, out=y) is y
+    recorded = torch.ones(3, 2, requires_grad=True) * 1
+    dx = torch.zeros(4, 3)
+    with pytest.raises(TypeError, match=r"out's dx and out's dW cannot be filled: .* follows out's dW"):
+        affine_backward(y, x, torch.ones(3, 2), out=(dx, recorded, None))
+    assert not dx.any()
+
+
+def test_buffers_are_not_filled_within_a_transform() -> None:
+    y = torch.zeros(3)
+    with pytest.raises(TypeError, match="out cannot be filled: autograd or another transform of torch follows x"):
+        torch.vmap(lambda x: affine(x, torch.ones(2, 3), out=y))(torch.ones(4, 2))
+
+
+def test_rejected_buffers_count_as_unchanged() -> None:
+    buffer, w = torch.ones(2, 4), torch.ones(2, 4, requires_grad=True)
+    z = (buffer * w).sum()
+    with pytest.raises(ValueError, match="dW must have the shape"):
+        affine_backward(torch.ones(2, 3), torch.ones(2, 4), torch.ones(4, 3), out=(buffer, torch.zeros(5, 5), None))
+    z.backward()
+    assert w.grad is not None
+
+
+def test_inference_tensors_are_no_buffers() -> None:
+    with torch.inference_mode():
+        y = torch.zeros(2, 4)
+    with pytest.raises(TypeError, match="cannot be written"):
+        affine(torch.ones(2, 3), torch.ones(3, 4), out=y)
+
+
+def test_sparse_weights_and_autocast_keep_their_meaning() -> None:
+    y = affine(torch.ones(2, 3), torch.eye(3).to_sparse(), torch.ones(3))
+    assert y.tolist() == [[2] * 3] * 2
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert affine(torch.ones(2, 3), torch.ones(3, 4), torch.ones(4)).dtype == torch.float32
+
+
+FRESH = """
+import torch
+from xaffine import AffineLayer
+layer = AffineLayer(torch.ones(3, 4), torch.ones(4))
+step = torch.compile(lambda x, dy: (layer.forward(x), layer.backward(dy)), fullgraph=True, backend="eager")
+print(step(torch.ones(2, 3), torch.ones(2, 4))[1].tolist())
+"""
+
+
+def test_layer_compiles_before_anything_else_ran() -> None:
+    child = subprocess.run([sys.executable, "-W", "ignore", "-c", FRESH], capture_output=True, text=True, timeout=300)
+    assert child.stdout.strip() == str([[4.0] * 3] * 2), child.stderr
 
 
 def test_wide_gradients_are_contiguous() -> None:

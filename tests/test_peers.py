@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from xaffine.backends import Backend
+from xaffine.command import bench
 from xaffine.testing import PROPERTIES, check_affine, peers
 
 CONTRACT = ("rejected_dy_changes_nothing", "rejected_x_changes_nothing")
@@ -18,6 +19,8 @@ OF = {
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "make" not in metafunc.fixturenames:
+        return
     some = OF[metafunc.config.getoption("backend")]
     metafunc.parametrize(("make", "lacking"), some, ids=[make.__name__ for make, _ in some])
 
@@ -31,3 +34,12 @@ def test_peer_is_right_but_for_what_it_lacks(backend: Backend, make: Any, lackin
         if prop.name in lacking:
             with pytest.raises(AssertionError):
                 check_affine(make, xp=backend.name, seed=0, max_examples=examples, properties=[prop])
+
+
+def test_benchmark_times_the_peers(backend: Backend) -> None:
+    groups = [name for name, (its_backend, _) in bench._GROUPS.items() if its_backend == backend.name]
+    for group in groups:
+        rows = bench.compare(group, (5, 3, 4), "float32", rounds=1)
+        assert {row["implementation"] for row in rows} >= {"limit", "xaffine", *bench._GROUPS[group][1]}
+        assert all(row["median"] > 0 for row in rows)
+    assert "threads" in bench._threads(backend)

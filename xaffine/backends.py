@@ -15,6 +15,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Callable, Sequence  # noqa: TC003 - fields of a dataclass
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from types import ModuleType  # noqa: TC003 - likewise
 from typing import Any, TypeAlias
@@ -23,8 +24,8 @@ import array_api_compat
 import numpy as np
 
 __all__ = [
-    "Array", "Backend", "device_of", "get", "installed", "library_of", "memory_of", "names", "namespace_of", "overlap",
-    "share_memory",
+    "Array", "Backend", "device_of", "get", "installed", "is_recorded", "library_of", "memory_of", "names",
+    "namespace_of", "on_device_of", "overlap", "share_memory",
 ]  # fmt: skip
 
 Array: TypeAlias = Any
@@ -85,6 +86,26 @@ class Backend:
         """The devices that arrays can be put on, the default one first."""
         return list(self._devices(self.xp))
 
+    def device(self, name: Any) -> Any:
+        """One of `devices`, by its text; ``"gpu"`` is the first GPU.
+
+        Raises
+        ------
+        ValueError
+            There is no such device.
+
+        Examples
+        --------
+        >>> get("numpy").device("cpu")
+        'cpu'
+        """
+        for device in self.devices:
+            text = str(device).strip("<>")
+            if name in (device, text) or (name == "gpu" and ("cuda" in text.lower() or "gpu" in text.lower())):
+                return device
+        msg = f"{self.name} has no device {name}; it has {', '.join(str(d).strip('<>') for d in self.devices)}"
+        raise ValueError(msg)
+
     def dtypes(self, device: Any = None) -> list[str]:
         """Names of the dtypes that the layer runs on, those beside the standard (half precision) included.
 
@@ -142,6 +163,13 @@ class Backend:
         self._full_precision(importlib.import_module(self._library))
 
 
+def _why_cupy_is_unusable(cupy: ModuleType) -> str | None:
+    try:
+        return None if cupy.cuda.runtime.getDeviceCount() else "no CUDA device"
+    except cupy.cuda.runtime.CUDARuntimeError as error:  # no driver, or one that is older than this CUDA
+        return f"no CUDA device ({error})"
+
+
 def _torch_to_numpy(tensor: Any) -> Any:
     tensor = tensor.detach().cpu().resolve_conj().resolve_neg()
     return (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()
@@ -164,7 +192,7 @@ _REGISTRY = {
             _namespace="array_api_compat.cupy",
             _halves=("float16",),
             _to_numpy=lambda array: array.get(),
-            _why_unusable=lambda cupy: None if cupy.cuda.is_available() else "no CUDA device",
+            _why_unusable=_why_cupy_is_unusable,
             _wait=lambda array: array.device.synchronize(),
         ),
         Backend(
@@ -295,7 +323,8 @@ def get(name: str) -> Backend:
     if missing := backend._why_unusable(library):
         msg = (
             f"the backend {name!r} is installed ({backend.version}) and finds {missing}: it needs an NVIDIA GPU "
-            f"and its driver (`nvidia-smi` lists both); without one, use xaffine.backends.get('numpy')"
+            f"and a driver as new as its CUDA (`nvidia-smi` lists both); for an older driver {backend.install}; "
+            f"without a GPU, use xaffine.backends.get('numpy')"
         )
         raise RuntimeError(msg)
     return backend
@@ -345,6 +374,12 @@ def device_of(array: Array) -> Any:
     return device
 
 
+def on_device_of(array: Array) -> AbstractContextManager[Any]:
+    """The device of a CuPy array, to be entered: CuPy computes on the current one. Other libraries find theirs."""
+    place: AbstractContextManager[Any] = array.device if array_api_compat.is_cupy_array(array) else nullcontext()
+    return place
+
+
 def share_memory(a: Array, b: Array) -> bool:
     """Whether what is written to one array shows in the other; False where a library hides its memory.
 
@@ -355,11 +390,36 @@ def share_memory(a: Array, b: Array) -> bool:
     return overlap(memory_of(a), memory_of(b))
 
 
-def overlap(first: Any, second: Any) -> bool:
-    """Whether two of `memory_of` have an address in common."""
-    if isinstance(first, np.ndarray) and isinstance(second, np.ndarray):
-        return np.shares_memory(first, second)
-    return first is second
+def overlap(first: Any, second: Any, *, same: bool = False) -> bool:
+    """Whether two of `memory_of` have an address in common; with `same`, whether elements of one have."""
+    if not isinstance(first, np.ndarray) or not isinstance(second, np.ndarray):
+        return first is second and not same
+    return _overlaps_itself(first) if same else np.shares_memory(first, second)
+
+
+def _overlaps_itself(memory: np.ndarray) -> bool:
+    span = memory.itemsize
+    for stride, extent in sorted((abs(s), e) for s, e in zip(memory.strides, memory.shape, strict=True) if e > 1):
+        if stride < span:
+            return True
+        span += stride * (extent - 1)
+    return False
+
+
+def is_recorded(array: Array) -> bool:
+    """Whether torch follows what is done with a tensor: autograd, or a transform of `torch.func`."""
+    if not array_api_compat.is_torch_array(array):
+        return False
+    torch = importlib.import_module("torch")
+    return (array.requires_grad and torch.is_grad_enabled()) or _is_wrapped(array)
+
+
+def _is_wrapped(tensor: Any) -> bool:
+    try:
+        tensor.data_ptr()
+    except RuntimeError:  # within vmap, grad or jvp it has no memory of its own
+        return True
+    return False
 
 
 def memory_of(array: Array) -> Any:

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from xaffine.backends import Array, namespace_of, share_memory
+from xaffine.backends import Array, namespace_of, on_device_of, share_memory
 from xaffine.kernels import compiler_for, kernel_of
+from xaffine.kernels import numpy as numpy_kernel
 from xaffine.shapes import Operands, check, check_apart, check_cotangent, check_out, flatten, restore
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def affine(
         Dtypes of different kinds or bool, arrays of two libraries, something that is no array, an `out` of
         another dtype or one that cannot be written.
     ValueError
-        Shapes or devices that do not go together, `n_batch_axes` out of range.
+        Shapes or devices that do not go together, `n_batch_axes` out of range, an `out` that overlaps an operand.
 
     Notes
     -----
@@ -131,7 +132,7 @@ def affine_backward(
         The gradients wanted. The others are None and cost nothing.
     out : tuple (dx, dW, db) of arrays or None, optional
         Buffers with the shapes and dtypes of x, W and b that are filled and returned; None where a new array
-        is wanted. If anything is wrong with one of them, none is written.
+        is wanted. All of them are checked before one is written.
 
     Returns
     -------
@@ -141,7 +142,7 @@ def affine_backward(
     Raises
     ------
     TypeError, ValueError
-        As `affine`; ValueError too if dy has another shape than y, or `wrt` another name.
+        As `affine`; ValueError too if dy has another shape than y, `wrt` another name, or buffers overlap.
 
     Notes
     -----
@@ -267,40 +268,42 @@ def _compile(compiler: Callable[..., Any]) -> _Compiled:
 def _forward(operands: Operands, out: Array | None) -> Array:
     x, W, b, k, dtype, y_shape, plain = operands
     if plain and out is None:
-        return kernel_of(x).forward(x, W, b)
+        return numpy_kernel.forward(x, W, b)
     xp = namespace_of(x)
-    buffer = None
     if out is not None:
         check_out("out", out, x, y_shape, dtype)
         check_apart({"out": out}, x=x, W=W, b=b)
-        buffer = flatten(xp, out, k)
-    b = None if b is None else _cast(xp, b, dtype)
-    y = kernel_of(x).forward(flatten(xp, _cast(xp, x, dtype), k), _cast(xp, W, dtype), b, buffer)
-    return _write(restore(xp, y, y_shape, k), out)
+    with on_device_of(x):
+        buffer = None if out is None else flatten(xp, out, k)
+        b = None if b is None else _cast(xp, b, dtype)
+        x, W = flatten(xp, _cast(xp, x, dtype), k), _cast(xp, W, dtype)
+        y = kernel_of(x, W).forward(x, W, b, buffer)
+        return _write(restore(xp, _cast(xp, y, dtype), y_shape, k), out)
 
 
 def _backward(operands: Operands, dy: Array, out: Outs | None = None, wrt: Iterable[str] = _OPERANDS) -> Gradients:
     x, W, b, k, forward_dtype, _, plain = operands
     dtype = check_cotangent(dy, operands)
     wanted = _check_wrt(wrt, b)
-    if plain and out is None and forward_dtype is dtype is dy.dtype:
-        return Gradients(*kernel_of(x).backward(dy, x, W, wanted))
+    if plain and out is None and forward_dtype is dtype is dy.dtype and type(dy) is np.ndarray:
+        return Gradients(*numpy_kernel.backward(dy, x, W, wanted))
     xp = namespace_of(x)
-    buffers: Outs = (None, None, None)
     if out is not None:
         _check_outs(out, dy, operands, wanted)
-        fillable = (buffer is not None and buffer.dtype == dtype for buffer in out)
-        dx, dW, db = (buffer if fills else None for buffer, fills in zip(out, fillable, strict=True))
-        buffers = (None if dx is None else flatten(xp, dx, k), dW, db)
-    dx, dW, db = kernel_of(x).backward(
-        flatten(xp, _cast(xp, dy, dtype), k), flatten(xp, _cast(xp, x, dtype), k), _cast(xp, W, dtype), wanted, buffers
-    )
-    if dx is not None:
-        dx = restore(xp, _cast(xp, dx, x.dtype), x.shape, k)
-    if dW is not None:
-        dW = _cast(xp, dW, W.dtype)
-    db = None if b is None or db is None else _cast(xp, db, b.dtype)
-    return Gradients(dx, dW, db) if out is None else Gradients(*map(_write, (dx, dW, db), out))
+    with on_device_of(x):
+        buffers = (None, None, None) if out is None else _fillable(xp, out, k, dtype)
+        matrices = flatten(xp, _cast(xp, dy, dtype), k), flatten(xp, _cast(xp, x, dtype), k), _cast(xp, W, dtype)
+        dx, dW, db = kernel_of(*matrices).backward(*matrices, wanted, buffers)
+        dx = None if dx is None else restore(xp, _cast(xp, dx, x.dtype), x.shape, k)
+        dW = None if dW is None else _cast(xp, dW, W.dtype)
+        db = None if b is None or db is None else _cast(xp, db, b.dtype)
+        return Gradients(dx, dW, db) if out is None else Gradients(*map(_write, (dx, dW, db), out))
+
+
+def _fillable(xp: ModuleType, out: Outs, n_batch_axes: int, dtype: Any) -> Outs:
+    """The buffers that a kernel can fill: those of the dtype that it computes in, dx as a matrix."""
+    dx, dW, db = (buffer if buffer is not None and buffer.dtype == dtype else None for buffer in out)
+    return (None if dx is None else flatten(xp, dx, n_batch_axes), dW, db)
 
 
 def _cast(xp: ModuleType, array: Array, dtype: Any) -> Array:
@@ -310,8 +313,8 @@ def _cast(xp: ModuleType, array: Array, dtype: Any) -> Array:
 def _check_wrt(wrt: Iterable[str], b: Array | None) -> tuple[str, ...]:
     if wrt is _OPERANDS and b is not None:
         return _OPERANDS
-    wanted = tuple(wrt)
-    if not set(wanted) <= set(_OPERANDS):
+    wanted = tuple(wrt) if isinstance(wrt, Iterable) else (wrt,)
+    if any(name not in _OPERANDS for name in wanted):
         msg = f"wrt names the gradients wanted, out of 'x', 'W' and 'b'; it came as {wrt!r}"
         raise ValueError(msg)
     return tuple(name for name in _OPERANDS if name in wanted and not (name == "b" and b is None))

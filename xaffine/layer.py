@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from xaffine.functional import affine_vjp
+from xaffine.kernels import kernel_of
 from xaffine.shapes import check_parameters, describe
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ class AffineLayer:
 
     def __init__(self, W: Array, b: Array | None = None, *, n_batch_axes: int | None = None) -> None:
         check_parameters(W, b)
+        kernel_of(W)  # found now: torch's compiler does not trace an import
         self.W = W
         self.b = b
         self.n_batch_axes = n_batch_axes

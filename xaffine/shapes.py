@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 import operator
-from itertools import combinations
+from itertools import combinations_with_replacement
 from types import ModuleType  # noqa: TC003 - fields of a NamedTuple
 from typing import Any, NamedTuple
 
 import array_api_compat
 import numpy as np
 
-from xaffine.backends import Array, device_of, library_of, memory_of, namespace_of, overlap
+from xaffine.backends import Array, device_of, is_recorded, library_of, memory_of, namespace_of, overlap
 
 __all__ = [
     "Operands", "check", "check_apart", "check_cotangent", "check_out", "check_parameters", "describe", "flatten",
@@ -127,7 +127,7 @@ def check_out(name: str, out: Array, like: Array, shape: tuple[int, ...], dtype:
     elif out.dtype != dtype:
         fault = f"must have the dtype {_dtype_name(dtype)}"
     elif not _is_writable(out):
-        fault = "cannot be written, being immutable, read-only or broadcast"
+        fault = "cannot be written, being immutable or read-only"
     else:
         return
     msg = (
@@ -138,35 +138,42 @@ def check_out(name: str, out: Array, like: Array, shape: tuple[int, ...], dtype:
 
 
 def check_apart(buffers: dict[str, Array], **operands: Array | None) -> None:
-    """Check that what is written to one of some buffers changes neither an operand nor another buffer.
+    """Check that what is written to a buffer changes no operand, no other buffer, and nothing that torch recorded.
 
     Raises
     ------
+    TypeError
+        Autograd records what is done with one of them.
     ValueError
-        Two of them share memory.
+        Two of them, or elements of one buffer, share memory.
     """
     arrays = {name: array for name, array in {**operands, **buffers}.items() if array is not None}
+    recorded = [name for name, array in arrays.items() if is_recorded(array)]
+    if recorded and buffers:
+        msg = (
+            f"{' and '.join(buffers)} cannot be filled: autograd or another transform of torch follows "
+            f"{' and '.join(recorded)}. Call under torch.no_grad(), pass detached tensors, or no buffer"
+        )
+        raise TypeError(msg)
     memory = {name: memory_of(array) for name, array in arrays.items()}
-    for name, other in combinations(reversed(arrays), 2):
-        if name in buffers and overlap(memory[name], memory[other]):
+    for name, other in combinations_with_replacement(reversed(arrays), 2):
+        if name in buffers and overlap(memory[name], memory[other], same=name == other):
             msg = (
-                f"{name} overlaps {other} in memory: {describe(**{name: arrays[name], other: arrays[other]})}. "
-                f"Pass a buffer of its own"
+                f"{name} overlaps {'itself' if name == other else other} in memory: "
+                f"{describe(**{name: arrays[name], other: arrays[other]})}. Pass a buffer of its own"
             )
             raise ValueError(msg)
 
 
 def _is_writable(array: Array) -> bool:
-    if type(array) is np.ndarray and array.flags.c_contiguous:
-        return bool(array.flags.writeable)
     if not array_api_compat.is_writeable_array(array):
         return False
+    if type(array) is np.ndarray:
+        return True
     if array_api_compat.is_dask_array(array) or array_api_compat.is_ndonnx_array(array):
         return True  # and no probe, which they would note down as one more operation
-    stride = getattr(array, "stride", None)  # a method in torch
-    strides = stride() if callable(stride) else getattr(array, "strides", ())
-    if any(step == 0 and extent > 1 for step, extent in zip(strides, array.shape, strict=False)):
-        return False
+    if array_api_compat.is_torch_array(array):
+        return not array.is_inference()  # and no probe, which autograd would count as a change
     try:
         array[:0, ...] = array[:0, ...]  # writes nothing, and raises where writing would
     except Exception:  # each library has its own error for it

@@ -65,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--shapes", nargs="+", type=_shape, default=list(GRID), metavar="N,n,m", help="by default a grid of nine"
     )
     parser.add_argument("--dtype", nargs="+", default=["float32"], help="float32 by default")
-    parser.add_argument("--device", help="one of the backend's devices, for example cuda:0")
+    parser.add_argument("--device", help="one of the backend's devices, for example cuda:0; gpu is its first GPU")
     parser.add_argument("--rounds", type=_count, default=15, help="how often all implementations take turns (15)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to a file")
     parser.add_argument("--plot", type=Path, metavar="FILE", help='draw the ratios (needs "xaffine[plot]")')
@@ -119,7 +119,7 @@ def run(options: argparse.Namespace) -> int:
     _print_rows(found)
     if options.json is not None:
         options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    if options.plot is not None:
+    if options.plot is not None and found["rows"]:
         from xaffine.command.plot import draw_ratios
 
         draw_ratios(found, options.plot)
@@ -127,14 +127,13 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _is_here(group: str) -> bool:
-    backend, others = _GROUPS[group]
     if group == "thinc" and importlib.util.find_spec("thinc") is None:
         return False
     try:
-        backends.get(backend)
+        backends.get(_GROUPS[group][0])
     except (ImportError, RuntimeError):
         return False
-    return bool(others) or backend == group
+    return True
 
 
 def _print_rows(found: dict[str, Any]) -> None:
@@ -299,8 +298,7 @@ def _child(arguments: dict[str, Any]) -> None:
         backend = backends.get(_GROUPS[group][0])
         if "float64" in arguments["dtypes"]:
             backend.use_full_precision()
-        devices = {str(device): device for device in backend.devices}
-        device = None if arguments["device"] is None else devices[arguments["device"]]
+        device = None if arguments["device"] is None else backend.device(arguments["device"])
         tell("group", version=backend.version, device=str(device or backend.devices[0]), threads=_threads(backend))
         for dtype in arguments["dtypes"]:
             for shape in arguments["shapes"]:

@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``xaffine check``."""
     parser.add_argument("target", metavar="TARGET", help="package.module:factory, for example layers:AffineLayer")
     parser.add_argument("--backend", default="numpy", metavar="NAME", help=f"one of {', '.join(backends.names())}")
-    parser.add_argument("--device", help="one of the backend's devices, for example cuda:0")
+    parser.add_argument("--device", help="one of the backend's devices, for example cuda:0; gpu is its first GPU")
     parser.add_argument("--dtype", nargs="+", default=["float32"], help="of the operands; several are mixed")
     parser.add_argument("--examples", type=int, default=100, metavar="N", help="cases for each property (100)")
     parser.add_argument("--large", action="store_true", help="also sizes at the edges of tiles, and long axes")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import statistics
-import subprocess
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xaffine import backends
+from xaffine.command.children import ChildError, events_of_child, telling
 from xaffine.command.machine import describe_machine
 from xaffine.command.speed import find_lost_speed
 from xaffine.command.terminal import print_table, progress_bar
@@ -67,18 +67,12 @@ def examine_in_child(name: str, time_limit: float = _TIME_LIMIT) -> dict[str, An
     """Examine a backend in a process of its own: neither a crash nor a hang of a library stops the doctor."""
     if name not in backends.installed():
         return examine(name)
-    command = [sys.executable, "-W", "ignore", "-m", "xaffine.command.doctor", name]
     try:
-        child = subprocess.run(  # noqa: S603 - our own module, a name of our own
-            command, capture_output=True, text=True, timeout=time_limit, check=False
-        )
-        report: dict[str, Any] = json.loads((child.stdout.splitlines() or [""])[-1])  # libraries may print, too
-    except subprocess.TimeoutExpired:
-        return blank_report(name, status="unusable", note=f"no answer within {time_limit} s")
-    except json.JSONDecodeError:
-        last_line = (child.stderr.strip().splitlines() or ["no message"])[-1]
-        note = f"its examination ended with exit code {child.returncode}: {last_line}"
+        (event,) = events_of_child("xaffine.command.doctor", {"name": name}, time_limit)
+    except ChildError as error:
+        note = f"no answer within {time_limit} s" if error.timed_out else str(error)
         return blank_report(name, status="unusable", note=note)
+    report: dict[str, Any] = event["report"]
     return report
 
 
@@ -247,5 +241,10 @@ def _device_name(device: Any) -> str:
     return "cpu" if str(device) == object.__repr__(device) else str(device).strip("<>")
 
 
+def _child(arguments: dict[str, Any]) -> None:
+    with telling() as tell:
+        tell("examined", report=examine(arguments["name"]))
+
+
 if __name__ == "__main__":
-    json.dump(examine(sys.argv[1]), sys.stdout)
+    _child(json.loads(sys.argv[1]))

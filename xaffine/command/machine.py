@@ -11,8 +11,11 @@ __all__ = ["describe_machine", "own_version"]
 
 
 def own_version() -> str:
-    """The version of xaffine that is installed."""
-    return importlib.metadata.version("xaffine")
+    """The version of xaffine that is installed; "not installed" where it runs from its source."""
+    try:
+        return importlib.metadata.version("xaffine")
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def describe_machine() -> dict[str, Any]:

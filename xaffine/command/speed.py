@@ -102,7 +102,8 @@ def _cpu_flags(file: Path = Path("/proc/cpuinfo")) -> list[str]:
 
 
 def _seconds(environment: dict[str, str]) -> float:
-    return float(next(events_of_child("xaffine.command.speed", {}, _LIMIT, environment))["seconds"])
+    (event,) = events_of_child("xaffine.command.speed", {}, _LIMIT, environment)
+    return float(event["seconds"])
 
 
 def _child() -> None:

@@ -29,6 +29,7 @@ __all__ = ["compiler_for", "kernel_of"]
 # By the library and the name of a type, so that no library is imported to find out.
 _OWN = {
     ("numpy", "ndarray"): "numpy",
+    ("cupy", "ndarray"): "cupy",
     ("torch", "Tensor"): "torch",
     ("torch", "Parameter"): "torch",
 }
@@ -36,9 +37,13 @@ _OWN = {
 _KERNELS: dict[type, ModuleType] = {}
 
 
-def kernel_of(array: Array) -> ModuleType:
-    """The kernel for arrays of this very type; subclasses take the standard one."""
-    kind = type(array)
+def kernel_of(*arrays: Array) -> ModuleType:
+    """The kernel for arrays of these very types; subclasses, alone or among others, take the standard one."""
+    kernels = {_kernel_of_type(type(array)) for array in arrays}
+    return kernels.pop() if len(kernels) == 1 else _kernel_of_type(object)
+
+
+def _kernel_of_type(kind: type) -> ModuleType:
     kernel = _KERNELS.get(kind)
     if kernel is None:
         name = _OWN.get(_origin(kind), "standard")

@@ -25,7 +25,8 @@ _ROWS = 2048  # the rows of other blocks; half of them where a row of x and y ta
 _LONG = 2048
 # The dtypes that a BLAS multiplies, and those in which to add up what comes from the blocks.
 _WIDE = {np.dtype(own): np.dtype(wide) for own, wide in ("fd", "dd", "FD", "DD")}
-_ONES = {dtype: np.ones(_TALL, dtype) for dtype in _WIDE}
+# Not for complex dtypes, where one times infinity is infinity and NaN.
+_ONES = {np.dtype(own): np.ones(_TALL, own) for own in "fd"}
 
 
 def forward(x: ndarray, W: ndarray, b: ndarray | None, out: ndarray | None = None) -> ndarray:
@@ -84,7 +85,8 @@ def _blocks(N: int, rows: int) -> Iterator[slice]:
 def _sum_of_rows(dy: ndarray, out: ndarray | None) -> ndarray:
     ones = _ONES.get(dy.dtype)
     if ones is None:
-        total = np.add.reduce(dy, axis=0, dtype=np.float32 if dy.dtype == np.float16 else dy.dtype)
+        wide = np.dtype(float) if dy.dtype == np.float16 else _WIDE.get(dy.dtype, dy.dtype)
+        total = np.add.reduce(dy, axis=0, dtype=wide)
     elif len(dy) <= _TALL:
         total = ones[: len(dy)].dot(dy)
     else:

@@ -16,16 +16,18 @@ __all__ = ["backward", "forward"]
 
 def forward(x: torch.Tensor, W: torch.Tensor, b: torch.Tensor | None, out: torch.Tensor | None = None) -> torch.Tensor:
     """y = x W + b."""
-    if _recorded(x, W, b):
-        out = None
-    return torch.mm(x, W, out=out) if b is None else torch.addmm(b, x, W, out=out)
+    if b is None:
+        return torch.mm(x, W, out=out)
+    if x.layout is not torch.strided or W.layout is not torch.strided:
+        return torch.mm(x, W) + b  # sparse: addmm does without some of them
+    return torch.addmm(b, x, W, out=out)
 
 
 def backward(
     dy: torch.Tensor, x: torch.Tensor, W: torch.Tensor, wanted: Collection[str], out: Buffers = (None, None, None)
 ) -> Buffers:
     """dx = dy Wᵀ, dW = xᵀ dy and db = Σ over the batch of dy."""
-    dx, dW, db = (None, None, None) if _recorded(dy, x, W) else out
+    dx, dW, db = out
     if "x" in wanted:
         dx = torch.mm(dy, W.mT, out=dx)
     if "W" in wanted:
@@ -35,8 +37,3 @@ def backward(
     if "b" in wanted:
         db = torch.sum(dy, 0, dtype=dy.dtype, out=db)
     return dx, dW, db
-
-
-def _recorded(*operands: torch.Tensor | None) -> bool:
-    """Whether autograd records what is done with the operands: then it fills no buffer."""
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in operands)

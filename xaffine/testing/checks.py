@@ -467,16 +467,19 @@ def kernels_agree(first: Any, second: Any, case: Case, backend: Backend, device:
     exact, bound = case.exact(), 1.0 if case.kind == "floats" else 0.0
     primals = [name for name in arrays if name != "dy"]
     worst = 0.0
-    for wanted, filled, kernel in itertools.product((primals, *zip(primals)), (False, True), (first, second)):
-        shaped = {name: backend.xp.zeros_like(array) for name, array in arrays.items() if filled}
-        gradients = kernel.backward(
-            dy, x, W, wanted, tuple(shaped.get(name) if name in wanted else None for name in "xWb")
-        )
-        native = {"y": kernel.forward(x, W, b, shaped.get("dy"))}
-        native |= {f"d{name}": array for name, array in zip("xWb", gradients, strict=True) if array is not None}
+    for wanted, filled, kernel in itertools.product(((), primals, *zip(primals)), (False, True), (first, second)):
+        # What a buffer held before must not show in the result.
+        buffers = {name: backend.xp.full_like(array, 7) for name, array in arrays.items() if filled}
+        out = tuple(buffers.get(name) if name in wanted else None for name in "xWb")
+        native = {"dy": kernel.forward(x, W, b, buffers.get("dy"))}
+        gradients = zip("xWb", kernel.backward(dy, x, W, wanted, out), strict=True)
+        native |= {name: array for name, array in gradients if array is not None}
         came = ", ".join(native)
-        _require(len(native) == 1 + len(wanted), f"the gradients by {', '.join(wanted)} were wanted, and {came} came")
-        results = {name: backend.to_numpy(array) for name, array in native.items()}
+        _require(list(native) == ["dy", *wanted], f"the gradients by {', '.join(wanted)} were wanted, and {came} came")
+        for name, array in native.items():
+            dtype = arrays[name].dtype
+            _require(array.dtype == dtype, f"what belongs to {name} came in {array.dtype}, not {dtype}")
+        results = {"y" if name == "dy" else f"d{name}": backend.to_numpy(array) for name, array in native.items()}
         worst = max(worst, _require_within(results, exact, " ".join(results), bound))
     return worst
 

@@ -21,7 +21,6 @@ from xaffine.testing.checks import PROPERTIES, Make, Property, last_line_of, tak
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from xaffine.backends import Backend
 
 __all__ = ["Plan", "PropertyError", "Report", "Result", "check_affine", "from_functions", "property_tests"]
 
@@ -204,7 +203,7 @@ class Plan:
         self.seed = secrets.randbits(32) if seed is None else seed
         self.backend = backends.get(xp)
         self.backend.use_full_precision()
-        self.device = _find_device(self.backend, device)
+        self.device = None if device is None else self.backend.device(device)
         self.supports, dtypes, gaps = _declared(make, supports)
         wanted = tuple(dtype) if isinstance(dtype, list | tuple) else (dtype,)
         known = self.backend.dtypes(self.device)
@@ -478,17 +477,6 @@ def from_functions(forward: Callable[..., Any], backward: Callable[..., Any]) ->
             return dx
 
     return Pair
-
-
-def _find_device(backend: Backend, device: Any) -> Any:
-    if device is None:
-        return None
-    devices = backend.devices
-    for own in devices:
-        if str(own) == str(device):
-            return own
-    msg = f"{backend.name} has no device {device}; it has {', '.join(map(str, devices))}"
-    raise ValueError(msg)
 
 
 def _declared(make: Make, supports: Collection[str] | None) -> tuple[set[str], set[str] | None, list[str]]:
