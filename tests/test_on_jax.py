@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import subprocess
 import sys
 from typing import Any
@@ -14,8 +15,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from xaffine import AffineLayer, affine, affine_backward, affine_vjp
-from xaffine.testing import make_case
+from xaffine import AffineLayer, affine, affine_backward, affine_vjp, functional
+from xaffine.testing import make_case, peers
 from xaffine.testing.cases import worst_error
 from xaffine.testing.strategies import cases
 
@@ -125,6 +126,20 @@ for call in (lambda: affine(x, second(3, 4)), lambda: affine_backward(second(2, 
         print(error)
 print(affine(first(2, 3), jnp.ones((3, 4))).device == jax.devices()[0])
 """
+
+
+def test_what_is_compiled_is_what_one_writes_by_hand(backend: Any) -> None:
+    dy, x, W, b = operands(make_case((5, 6), 4, seed=5), backend)
+    affine_vjp(x, W, b)[1](dy)
+    ours = functional._COMPILED[type(x)]
+    assert ours is not None
+    forward, backward = peers._jax_functions()
+
+    def program(lowered: Any) -> str:
+        return re.sub(r"@jit_\w+| \{jax.result_info = [^}]*\}", "", lowered.as_text())
+
+    assert program(ours.forward.lower(x, W, b, None)) == program(forward.lower(x, W, b))
+    assert program(ours.backward.lower(dy, x, W, b, None, ("x", "W", "b"))) == program(backward.lower(dy, x, W))
 
 
 def test_two_devices_are_refused() -> None:
