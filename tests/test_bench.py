@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import json
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from xaffine import __main__, backends
-from xaffine.command import bench
+from xaffine.command import bench, plot
 
 pytestmark = pytest.mark.once
 
@@ -45,11 +46,22 @@ def test_command_writes_table_data_and_plot(capfd: Any, tmp_path: Path) -> None:
     assert "classic class" in drawing or "<use" in drawing  # text as text, or as paths
 
 
+def test_panel_without_figures_stays_empty(tmp_path: Path) -> None:
+    rows = bench.compare("numpy", (2, 3, 4), "float32", rounds=1)
+    others = [{**row, "group": "thinc", "dtype": "float64"} for row in rows]
+    found = {"system": "here", "cores": 1, "date": "today", "rows": rows + others}
+    plot.draw_ratios(found, tmp_path / "bench.svg")
+    drawing = (tmp_path / "bench.svg").read_text()
+    assert drawing.count('<g id="axes_') == drawing.count('<g id="legend_') == 2
+
+
 def test_thinc_runs_in_float32_alone(capfd: Any, tmp_path: Path) -> None:
     data = tmp_path / "bench.json"
     arguments = ["--groups", "thinc", "--shapes", "2,3,4", "--rounds", "1", "--dtype", "float32", "float64"]
     assert __main__.main(["bench", *arguments, "--json", str(data)]) == 0
-    assert {r["dtype"] for r in json.loads(data.read_text())["rows"]} == {"float32"}
+    found = json.loads(data.read_text())
+    assert {r["dtype"] for r in found["rows"]} == {"float32"}
+    assert found["groups"]["thinc"]["version"] == importlib.metadata.version("thinc")
     assert "thinc Linear" in capfd.readouterr().out
 
 

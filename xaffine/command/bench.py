@@ -8,6 +8,7 @@ compares what ran in the same moments of a noisy machine.
 from __future__ import annotations
 
 import datetime
+import importlib.metadata
 import importlib.util
 import itertools
 import json
@@ -299,7 +300,8 @@ def _child(arguments: dict[str, Any]) -> None:
         if "float64" in arguments["dtypes"]:
             backend.use_full_precision()
         device = None if arguments["device"] is None else backend.device(arguments["device"])
-        tell("group", version=backend.version, device=str(device or backend.devices[0]), threads=_threads(backend))
+        version = importlib.metadata.version("thinc") if group == "thinc" else backend.version
+        tell("group", version=version, device=str(device or backend.devices[0]), threads=_threads(backend))
         for dtype in arguments["dtypes"]:
             for shape in arguments["shapes"]:
                 if group == "thinc" and dtype != "float32":

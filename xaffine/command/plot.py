@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -27,12 +28,16 @@ def draw_ratios(found: dict[str, Any], file: Path) -> None:
     from matplotlib import pyplot as plt
 
     rows = [row for row in found["rows"] if row["what"] == "both" and row["implementation"] != "limit"]
-    panels = sorted({(row["group"], row["dtype"]) for row in rows})
+    groups, dtypes = (list(dict.fromkeys(row[key] for row in rows)) for key in ("group", "dtype"))
+    size = (1.5 + 3 * len(groups), 0.5 + 3 * len(dtypes))
     figure, axes = plt.subplots(
-        1, len(panels), figsize=(1.5 + 3.5 * len(panels), 4.5), sharey=True, squeeze=False, layout="constrained"
+        len(dtypes), len(groups), figsize=size, sharex=True, sharey=True, squeeze=False, layout="constrained"
     )
-    for axis, (group, dtype) in zip(axes[0], panels, strict=True):
+    for (dtype, group), axis in zip(itertools.product(dtypes, groups), axes.flat, strict=True):
         some = [row for row in rows if (row["group"], row["dtype"]) == (group, dtype)]
+        if not some:
+            axis.set_visible(False)
+            continue
         for name in dict.fromkeys(row["implementation"] for row in some):
             line = sorted((math.prod(r["shape"]), r["ratio"]) for r in some if r["implementation"] == name)
             color = "tab:blue" if name.startswith("xaffine") else "tab:red"
@@ -41,7 +46,8 @@ def draw_ratios(found: dict[str, Any], file: Path) -> None:
         axis.axhline(1, color="gray", linewidth=0.8)
         axis.set(xscale="log", yscale="log", title=f"{group}, {dtype}", xlabel="N·n·m")
         axis.legend(frameon=False, fontsize="small")
-    axes[0][0].set_ylabel("forward + backward / bare products")
+    for axis in axes[:, 0]:
+        axis.set_ylabel("forward + backward / bare products")
     figure.suptitle(f"{found['system']}, {found['cores']} cores, {found['date']}", fontsize="small")
     figure.savefig(file)
     plt.close(figure)
