@@ -133,8 +133,7 @@ def test_infinities_of_dy_reach_db_as_they_are(backend: Backend) -> None:
     for dtype in {"float32", "complex64"} & set(backend.dtypes()):
         dy = backend.from_numpy(np.array([[np.inf, 1], [1, 2]], dtype))
         x, W, b = (backend.from_numpy(np.ones(shape, dtype)) for shape in ((2, 1), (1, 2), (2,)))
-        with products_with_nan(backend):
-            db = backend.to_numpy(affine_backward(dy, x, W, b, wrt=("b",)).db)
+        db = backend.to_numpy(affine_backward(dy, x, W, b, wrt=("b",)).db)
         assert db.tolist() == [np.inf, 3], dtype
 
 
