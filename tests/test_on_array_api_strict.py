@@ -51,3 +51,12 @@ def test_out_over_read_only_memory_is_refused() -> None:
     memory.flags.writeable = False
     with pytest.raises(TypeError, match="cannot be written"):
         affine(xp.ones((2, 3)), xp.ones((3, 4)), out=xp.asarray(memory, copy=False))
+
+
+def test_out_is_filled_and_apart_from_the_operands() -> None:
+    x, W, out = xp.ones((2, 3)), xp.ones((3, 3)), xp.zeros((2, 3))
+    assert affine(x, W, out=out) is out
+    assert bool(xp.all(out == 3))
+    with pytest.raises(ValueError, match="out overlaps x in memory"):
+        affine(x, W, out=x)
+    assert bool(xp.all(x == 1))

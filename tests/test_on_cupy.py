@@ -111,6 +111,17 @@ def test_the_device_of_the_operands_is_entered(monkeypatch: pytest.MonkeyPatch) 
         pass
 
 
+def test_memory_is_known_by_its_addresses_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends.array_api_compat, "is_cupy_array", lambda array: hasattr(array, "data"))
+
+    def lying(at: int, *shape: int) -> Any:
+        data = SimpleNamespace(ptr=0x7F00_0000_0000 + at)
+        return SimpleNamespace(data=data, shape=shape, strides=(12, 4), itemsize=4)
+
+    assert backends.share_memory(lying(0, 4, 3), lying(36, 1, 3))
+    assert not backends.share_memory(lying(0, 4, 3), lying(48, 4, 3))
+
+
 def test_nothing_goes_through_the_host(backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     x, W, b = (backend.from_numpy(np.ones(shape, "float32")) for shape in ((2, 2, 3), (6, 4), (4,)))
 

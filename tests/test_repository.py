@@ -14,8 +14,6 @@ import pytest
 import xaffine
 from xaffine import backends
 
-pytestmark = pytest.mark.once
-
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 MODULES = [
@@ -23,17 +21,30 @@ MODULES = [
     for module in pkgutil.walk_packages(xaffine.__path__, "xaffine.")
     if module.name not in ("xaffine.__main__",)
 ]
+# What imports another library than NumPy is looked at in the session that has it.
+OWN = {name: f"xaffine.kernels.{name}" for name in backends.names() if name != "numpy"}
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "name" in metafunc.fixturenames:
+        backend = metafunc.config.getoption("backend")
+        everywhere = [name for name in ("xaffine", *MODULES) if name not in OWN.values()]
+        own = [name for name in MODULES if name == OWN.get(backend)] or ["xaffine"]
+        metafunc.parametrize("name", everywhere if backend == "numpy" else own)
+
+
+@pytest.mark.once
 def test_readme_has_exactly_two_set_up_lines() -> None:
     blocks = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
     assert blocks == ['pip install ".[cli]" && xaffine\n', "pip install nox && nox\n"]
 
 
+@pytest.mark.once
 def test_ci_runs_the_test_line_of_the_readme() -> None:
     assert "\npip install nox && nox\n" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
 
 
+@pytest.mark.once
 def test_python_of_the_readme_runs() -> None:
     scope: dict[str, Any] = {}
     for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
@@ -43,17 +54,20 @@ def test_python_of_the_readme_runs() -> None:
     assert scope["layer"].W is scope["W"]
 
 
+@pytest.mark.once
 def test_readme_lists_every_backend() -> None:
     assert (
         tuple(re.findall(r"^\| `([a-z-]+)` \|", README.partition("## Backends")[2], re.MULTILINE)) == backends.names()
     )
 
 
+@pytest.mark.once
 def test_links_of_the_readme_lead_somewhere() -> None:
     for target in re.findall(r"\]\((?!http)([^)]+)\)", README):
         assert (ROOT / target).exists(), target
 
 
+@pytest.mark.once
 def test_every_backend_has_a_session_and_an_environment() -> None:
     noxfile, pyproject = ((ROOT / name).read_text(encoding="utf-8") for name in ("noxfile.py", "pyproject.toml"))
     sessions = re.search(r"^BACKENDS = \((.*)\)$", noxfile, re.MULTILINE)
@@ -63,13 +77,11 @@ def test_every_backend_has_a_session_and_an_environment() -> None:
         assert f"\n{name} = [" in pyproject
 
 
-@pytest.mark.parametrize("name", MODULES)
 def test_examples_of_the_docstrings_run(name: str) -> None:
     failed, _ = doctest.testmod(importlib.import_module(name))
     assert failed == 0
 
 
-@pytest.mark.parametrize("name", ["xaffine", *MODULES])
 def test_public_names_are_listed_and_documented(name: str) -> None:
     module = importlib.import_module(name)
     for public in getattr(module, "__all__", []):

@@ -79,13 +79,14 @@ def _watch(options: argparse.Namespace) -> dict[str, Any]:
     arguments = {name: value for name, value in vars(options).items() if name not in ("run", "json")}
     report: dict[str, Any] = {"target": options.target, "properties": []}
     latest: dict[str, Any] = {}
+    why_not = None
     with progress_bar(1) as show:
         try:
             for event in events_of_child("xaffine.command.check", arguments, min(options.time_limit, 1e6) + _GRACE):
                 kind = event.pop("event")
                 if kind == "cannot":
-                    raise _CannotRunError(event["why"])
-                if kind == "plan":
+                    why_not = event["why"]
+                elif kind == "plan":
                     report |= event
                 elif kind == "case":
                     latest = event
@@ -101,6 +102,8 @@ def _watch(options: argparse.Namespace) -> dict[str, Any]:
                 raise _CannotRunError(reason) from error
             blank = {"holds": False, "worst_error": 0.0, "worst_case": None}
             report["properties"].append({**latest, **blank, "reason": reason})
+    if why_not is not None:
+        raise _CannotRunError(why_not)
     checked = {result["property"] for result in report["properties"]}
     report["gaps"] += [f"{label} (not reached)" for label in report.pop("parts") if label not in checked]
     return report
