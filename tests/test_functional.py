@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import pickle
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from xaffine import AffineLayer, Gradients, affine, affine_backward, affine_vjp, backends, functional, shapes
+from xaffine import AffineLayer, Gradients, affine, affine_backward, affine_vjp, backends, functional, kernels, shapes
 from xaffine.backends import Backend
 from xaffine.kernels import kernel_of, standard
 from xaffine.testing import make_case
@@ -149,15 +151,108 @@ def test_many_halves_are_summed_beyond_the_range_of_float32() -> None:
 @pytest.mark.once
 @pytest.mark.parametrize("which", range(3))
 def test_relatives_of_arrays_take_the_standard_kernel(which: int) -> None:
-    class Relative(np.ndarray):
-        pass
-
     case = make_case((5, 3), 4, seed=0)
     operands = [o.on(backends.get("numpy")) for o in (case.dy, case.x, case.W, case.b)]
     operands[which] = operands[which].view(Relative)
     for gradient, name in zip(affine_backward(*operands), ("dx", "dW", "db"), strict=True):
         assert np.array_equal(gradient, case.exact()[name].value)
     assert kernel_of(*operands[:3]) is standard
+
+
+class Relative(np.ndarray):
+    """An array of a library that compiles, as far as the functions can tell."""
+
+
+class TestCompiled:
+    """What a library compiles is the whole way; here a compiler that notes what it is given stands in for it."""
+
+    pytestmark = pytest.mark.once
+
+    case = make_case((5, 2, 3), 4, seed=0, n_batch_axes=1)
+
+    @pytest.fixture
+    def calls(self, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+        calls: list[Any] = []
+
+        def compiler(function: Any, static_argnums: Any) -> Any:
+            def compiled(*arguments: Any) -> Any:
+                statics = (static_argnums,) if isinstance(static_argnums, int) else static_argnums
+                calls.append((function.__name__, *(arguments[i] for i in statics)))
+                assert len(arguments) == max(statics) + 1
+                return function(*arguments)
+
+            return compiled
+
+        monkeypatch.setattr(functional, "_COMPILED", {np.ndarray: None})
+        monkeypatch.setattr(functional, "compiler_for", lambda kind: compiler if kind is Relative else None)
+        return calls
+
+    def operands(self) -> list[Any]:
+        plain = (o.on(backends.get("numpy")) for o in (self.case.dy, self.case.x, self.case.W, self.case.b))
+        return [array.view(Relative) for array in plain]
+
+    def assert_exact(self, **results: Any) -> None:
+        for name, result in results.items():
+            assert np.array_equal(result, self.case.exact()[name].value), name
+
+    def test_forward_and_backward_are_compiled(self, calls: list[Any]) -> None:
+        dy, x, W, b = self.operands()
+        y, vjp = affine_vjp(x, W, b, n_batch_axes=1)
+        self.assert_exact(y=y, **vjp(dy)._asdict())
+        self.assert_exact(**affine_backward(dy, x, W, b)._asdict())
+        assert calls == [
+            ("forward", 1), ("backward", 1, ("x", "W", "b")), ("backward", None, ("x", "W", "b"))
+        ]  # fmt: skip
+
+    def test_what_is_wanted_is_passed_on(self, calls: list[Any]) -> None:
+        dy, x, W, _ = self.operands()
+        assert affine_backward(dy, x, W, wrt="bW").dx is None
+        _, vjp = affine_vjp(x, W)
+        assert vjp(dy, wrt=("x",)).dW is None
+        assert calls == [("backward", None, ("W",)), ("forward", None), ("backward", None, ("x",))]
+        assert functional._COMPILED.keys() == {np.ndarray, Relative}
+
+    def test_buffers_and_operands_of_two_types_are_not_compiled(self, calls: list[Any]) -> None:
+        dy, x, W, b = self.operands()
+        y, dx = np.zeros((5, 4), "f").view(Relative), np.zeros((5, 2, 3), "f").view(Relative)
+        assert affine(x, W, b, out=y) is y
+        assert affine_backward(dy, x, W, b, out=(dx, None, None)).dx is dx
+        self.assert_exact(y=y, dx=dx)
+        self.assert_exact(y=affine(x, np.asarray(W), b))
+        self.assert_exact(y=affine(x, W, np.asarray(b)))
+        self.assert_exact(**affine_backward(np.asarray(dy), x, W, b)._asdict())
+        assert calls == []
+        _, vjp = affine_vjp(x, W, b)
+        assert vjp(dy, (dx, None, None)).dx is dx
+        assert calls == [("forward", None)]
+
+    @pytest.mark.parametrize("n_batch_axes", [True, 1.0])
+    def test_axes_that_equal_one_and_are_none_are_refused(self, calls: list[Any], n_batch_axes: Any) -> None:
+        dy, x, W, b = self.operands()
+        affine(x, W, b, n_batch_axes=1)
+        with pytest.raises(TypeError, match="n_batch_axes must be an int"):
+            affine(x, W, b, n_batch_axes=n_batch_axes)
+        with pytest.raises(TypeError, match="n_batch_axes must be an int"):
+            affine_backward(dy, x, W, b, n_batch_axes=n_batch_axes)
+        assert calls == [("forward", 1)]
+
+    def test_what_the_compiled_way_refuses_is_told_by_the_checks(self, calls: list[Any]) -> None:
+        dy, x, W, b = self.operands()
+        with pytest.raises(ValueError, match="W takes n = 5"):
+            affine(x, W[:5], b)
+        with pytest.raises(ValueError, match="dy must have the shape of y"):
+            affine_backward(dy[:3], x, W, b)
+        assert [name for name, *_ in calls] == ["forward", "backward"]
+
+
+@pytest.mark.once
+def test_compiler_is_found_by_the_type_of_an_array(monkeypatch: pytest.MonkeyPatch) -> None:
+    jit = object()
+    monkeypatch.setitem(sys.modules, "jax", SimpleNamespace(jit=jit))
+    for module, name in (("jax._src.array", "ArrayImpl"), ("jaxlib._jax", "ArrayImpl")):
+        assert kernels.compiler_for(type(name, (), {"__module__": module})) is jit
+    for module, name in (("jax._src.core", "Tracer"), ("mine", "ArrayImpl"), ("torch", "Tensor")):
+        assert kernels.compiler_for(type(name, (), {"__module__": module})) is None
 
 
 def test_nan_in_x_reaches_dw_even_where_dy_is_zero(backend: Backend, array: Any) -> None:
