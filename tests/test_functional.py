@@ -373,6 +373,30 @@ class TestOut:
                 affine(self.x, self.W, self.b, out=out)
             assert not out.any()
 
+    @pytest.mark.parametrize("operand", ["dy", "x", "W", "b"])
+    def test_buffers_of_gradients_are_apart_from_every_operand(self, operand: str) -> None:
+        operands = {"dy": np.ones((4, 4), "f"), "x": np.ones((4, 4), "f"), "W": np.ones((4, 4), "f")}
+        operands["b"] = np.ones(16, "f")[:4]
+        shared = operands[operand]
+        out = (None, None, shared[:]) if operand == "b" else (shared[:], None, None)
+        name = "db" if operand == "b" else "dx"
+        with pytest.raises(ValueError, match=f"out's {name} overlaps {operand} in memory"):
+            affine_backward(*operands.values(), out=out)
+        assert np.all(shared == 1)
+
+    def test_buffers_are_not_filled_where_torch_records(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """On torch itself the torch session looks."""
+        dx, dW = np.zeros((2, 3), "f"), np.zeros((3, 4), "f")
+        monkeypatch.setattr(shapes, "is_recorded", lambda array: array is self.W or array is self.b)
+        with pytest.raises(TypeError) as caught:
+            affine_backward(self.dy, self.x, self.W, self.b, out=(dx, dW, None))
+        assert str(caught.value) == (
+            "out's dx and out's dW cannot be filled: autograd or another transform of torch follows W and b. "
+            "Call under torch.no_grad(), pass detached tensors, or no buffer"
+        )
+        assert affine(self.x, self.W, self.b) is not None
+        assert not dx.any()
+
     @pytest.mark.parametrize("layout", ["Fortran", "reversed", "strided"])
     def test_every_other_layout_is_filled(self, layout: str) -> None:
         case = make_case((5, 2, 3), 4, seed=0)

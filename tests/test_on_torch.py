@@ -85,6 +85,15 @@ def test_buffers_of_any_layout_are_filled(backend: Any, dtype: str, layout: str,
         assert worst_error(backend.to_numpy(buffer), exact[name])[0] == 0, name
 
 
+def test_buffers_of_dtypes_apart_from_that_of_the_products_are_filled(backend: Any) -> None:
+    case = make_case((5, 3), 4, seed=0, dtypes=("float32", "float64", "float16", "float32"))
+    dy, x, W, b = operands(case, backend)
+    out = torch.zeros_like(x), torch.zeros_like(W), torch.zeros_like(b)
+    for gradient, buffer, name in zip(affine_backward(dy, x, W, b, out=out), out, ("dx", "dW", "db"), strict=True):
+        assert gradient is buffer
+        assert worst_error(backend.to_numpy(buffer), case.exact()[name])[0] == 0, name
+
+
 def test_overlapping_buffers_are_refused() -> None:
     shared = torch.ones(2, 7)
     with pytest.raises(ValueError, match="out overlaps x in memory"):
