@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from xaffine import __main__, backends
-from xaffine.command import bench, plot
+from xaffine.command import bench
 
 pytestmark = pytest.mark.once
 
@@ -47,6 +47,8 @@ def test_command_writes_table_data_and_plot(capfd: Any, tmp_path: Path) -> None:
 
 
 def test_panel_without_figures_stays_empty(tmp_path: Path) -> None:
+    from xaffine.command import plot  # matplotlib is in the session of NumPy alone
+
     rows = bench.compare("numpy", (2, 3, 4), "float32", rounds=1)
     others = [{**row, "group": "thinc", "dtype": "float64"} for row in rows]
     found = {"system": "here", "cores": 1, "date": "today", "rows": rows + others}
