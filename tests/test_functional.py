@@ -373,6 +373,14 @@ class TestOut:
                 affine(self.x, self.W, self.b, out=out)
             assert not out.any()
 
+    @pytest.mark.parametrize("operand", ["x", "W", "b"])
+    def test_buffer_of_y_is_apart_from_every_operand(self, operand: str) -> None:
+        operands = {"x": np.ones((1, 1), "f"), "W": np.ones((1, 1), "f"), "b": np.ones(1, "f")}
+        shared = operands[operand]
+        with pytest.raises(ValueError, match=f"out overlaps {operand} in memory"):
+            affine(*operands.values(), out=shared.reshape(1, 1))
+        assert np.all(shared == 1)
+
     @pytest.mark.parametrize("operand", ["dy", "x", "W", "b"])
     def test_buffers_of_gradients_are_apart_from_every_operand(self, operand: str) -> None:
         operands = {"dy": np.ones((4, 4), "f"), "x": np.ones((4, 4), "f"), "W": np.ones((4, 4), "f")}
