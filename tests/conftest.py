@@ -26,6 +26,7 @@ OWN_FILES = {name: f"test_on_{name.replace('-', '_')}.py" for name in backends.n
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--backend", default="numpy", choices=backends.names(), help="the array library to test on")
     parser.addoption("--device", default=None, help="one of the backend's devices, as text; gpu is its first GPU")
+    parser.addoption("--tf32", action="store_true", help="let products round their factors to TF32: properties alone")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import os
 import subprocess
 import sys
 import types
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from xaffine import backends
+from xaffine import affine, backends
 from xaffine.backends import Backend
 
 
@@ -58,6 +59,37 @@ def test_version_and_repr(backend: Backend) -> None:
 def test_float32_is_among_the_dtypes(backend: Backend) -> None:
     assert "float32" in backend.dtypes()
     assert "bool" not in backend.dtypes()
+
+
+@pytest.mark.once
+def test_numpy_takes_bfloat16_from_ml_dtypes(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert backend.dtypes()[:2] == ["bfloat16", "float16"]
+    assert backend.dtype("bfloat16").name == "bfloat16"
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    assert "bfloat16" not in backend.dtypes()
+    assert "float16" in backend.dtypes()
+
+
+@pytest.mark.once
+def test_bfloat16_is_of_the_kind_of_floats_and_other_strangers_of_none() -> None:
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    float8 = np.dtype(ml_dtypes.float8_e5m2)
+    kinds = {
+        dtype.name: [kind for kind in ("integral", "real floating") if backends.is_of_kind(np, dtype, kind)]
+        for dtype in (np.dtype(ml_dtypes.bfloat16), float8)
+    }
+    assert kinds == {"bfloat16": ["real floating"], float8.name: []}
+    x = np.ones((2, 2), float8)
+    with pytest.raises(TypeError, match=r"of one kind .*: x is float8_e5m2 \(2, 2\) \(numpy on cpu\)"):
+        affine(x, x)
+
+
+@pytest.mark.once
+def test_tf32_of_cupy_is_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUPY_TF32", raising=False)
+    backend = dataclasses.replace(backends._REGISTRY["cupy"], _library="math")
+    backend.use_tf32()
+    assert os.environ.pop("CUPY_TF32") == "1"
 
 
 @pytest.mark.once

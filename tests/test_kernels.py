@@ -30,7 +30,9 @@ def test_backend_has_the_kernel_it_earned(backend: Backend, kernel: Any) -> None
 
 def assert_agree(first: Any, second: Any, values: str, backend: Backend, device: Any = None) -> None:
     supports = {"no-bias", "empty"}
-    matrices = cases(backend.dtypes(device), values=values, mixed=False, supports=supports, batch_axes=False)
+    # The bfloat16 products of NumPy's standard kernel are float32, which the layer casts.
+    dtypes = [d for d in backend.dtypes(device) if (backend.name, d) != ("numpy", "bfloat16")]
+    matrices = cases(dtypes, values=values, mixed=False, supports=supports, batch_axes=False)
 
     # Each case is put through 16 ways; exact arithmetic on floats takes its time.
     @settings(max_examples=settings().max_examples // (5 if values == "floats" else 1))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -13,8 +16,8 @@ import pytest
 from hypothesis import given
 
 from xaffine import AffineLayer, affine, affine_vjp, backends
+from xaffine.kernels import cublaslt, standard
 from xaffine.kernels import cupy as kernel
-from xaffine.kernels import standard
 from xaffine.testing import checks, make_case
 from xaffine.testing.cases import worst_error
 from xaffine.testing.strategies import cases
@@ -62,16 +65,47 @@ class TestKernelOnTheHost:
     def _stand_in(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(kernel, "cupy", np)
 
-    @pytest.mark.parametrize("tf32", ["0", "1"])
-    def test_agrees_with_the_standard_one(self, monkeypatch: pytest.MonkeyPatch, tf32: str) -> None:
-        monkeypatch.setenv("CUPY_TF32", tf32)
+    @pytest.mark.parametrize("striped", [2, 512])
+    def test_agrees_with_the_standard_one(self, monkeypatch: pytest.MonkeyPatch, striped: int) -> None:
+        monkeypatch.setattr(kernel, "_STRIPED", striped)
         supports = {"no-bias", "empty"}
+        dtypes = [dtype for dtype in self.numpy.dtypes() if dtype != "bfloat16"]  # float32 in NumPy's standard kernel
 
-        @given(cases(self.numpy.dtypes(), mixed=False, supports=supports, batch_axes=False))
+        @given(cases(dtypes, mixed=False, supports=supports, batch_axes=False))
         def agree(case: Any) -> None:
             checks.kernels_agree(kernel, standard, case, self.numpy)
 
         agree()
+
+    @pytest.mark.parametrize("N", [511, 512, 1000, 1024, 4097])
+    @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "complex64", "int32"])
+    def test_sums_of_rows_are_exact(self, N: int, dtype: str) -> None:
+        dy = np.ones((N, 3), self.numpy.dtype(dtype))
+        assert kernel.backward(dy, dy, dy.T, ("b",))[2].tolist() == [dy.dtype.type(N)] * 3
+
+    def test_sum_of_rows_rounds_less_than_one_sum(self) -> None:
+        dy = np.ones((2**25, 1), np.float32)
+        out = np.empty(1, np.float32)
+        kernel._sum_of_rows(dy, out)
+        assert out == 2**25
+
+    def test_operands_that_cublas_cannot_read_are_copied_once(self) -> None:
+        dy = np.broadcast_to(np.float32(1), (3, 4))
+        copies: list[str] = []
+
+        class Noting(np.ndarray):
+            def copy(self, order: Any = "C") -> Any:
+                copies.append("copied")
+                return np.asarray(self).copy(order)
+
+        x, W = np.ones((3, 2), "f"), np.ones((2, 4), "f")
+        dx, dW, db = kernel.backward(dy.view(Noting), x, W, ("x", "W", "b"))
+        assert copies == ["copied"]
+        assert (dx.tolist(), dW.tolist(), db.tolist()) == ([[4, 4]] * 3, [[3] * 4] * 2, [3] * 4)
+        kernel.forward(x[:, ::-1].view(Noting), W[::-1].view(Noting), None)
+        assert copies == ["copied"] * 3
+        kernel.backward(dy.copy(), x[:, ::-1].view(Noting), W.T.copy().T, ("x", "b"))  # x is not read
+        assert copies == ["copied"] * 3
 
     def test_single_elements_of_halves_are_not_left_to_cupy(self) -> None:
         x, W = np.full((1, 3), 0.1, "float16").view(Cupylike), np.full((3, 1), 0.1, "float16").view(Cupylike)
@@ -91,7 +125,211 @@ class TestKernelOnTheHost:
         monkeypatch.setattr(np, "empty", refuse)
         with pytest.raises(MemoryError):
             kernel.backward(dy, x, W, ("x", "W"), (dx, None, None))
+        monkeypatch.setattr(kernel, "_STRIPED", 2)
+        db = np.zeros(4)
+        with pytest.raises(MemoryError):
+            kernel.backward(dy, x, W, ("x", "b"), (dx, None, db))
         assert not dx.any()
+        assert not db.any()
+
+
+class OnDevice(np.ndarray):
+    """An array that tells of its memory as CuPy's do."""
+
+    device = SimpleNamespace(id=0)
+
+    @property
+    def data(self) -> Any:
+        return SimpleNamespace(ptr=self.__array_interface__["data"][0])
+
+
+def on_device(*shape: int, dtype: Any = "float32", offset: int = 0) -> Any:
+    """Small integers at an address as CuPy aligns them, or so many elements after it."""
+    memory = np.zeros(math.prod(shape) * np.dtype(dtype).itemsize + 2048, np.uint8)
+    start = -memory.ctypes.data % 256 + offset * np.dtype(dtype).itemsize
+    array = memory[start : start + math.prod(shape) * np.dtype(dtype).itemsize].view(dtype).reshape(shape)
+    array[...] = np.arange(array.size).reshape(shape) % 5 - 2
+    return array.view(OnDevice)
+
+
+class Planned:
+    """nvmath-python's Matmul, as its source has it: column by column, into c, a bias for each row."""
+
+    made: list[Planned] = []  # noqa: RUF012 - what the tests look at
+    fails: str | None = None
+
+    def __init__(self, a: Any, b: Any, c: Any, *, beta: float, options: dict[str, Any], stream: Any) -> None:
+        assert beta == 0
+        assert options["inplace"]
+        assert all(matrix.flags.f_contiguous for matrix in (a, b, c))
+        self.operands: Any = (a, b, c)
+        self.options, self.stream, self.freed = options, stream, False
+        self.made.append(self)
+        self._fail("making")
+
+    def plan(self, *, epilog: str, epilog_inputs: dict[str, Any], stream: Any) -> None:
+        assert epilog == "BIAS"
+        assert stream is self.stream
+        self.bias = epilog_inputs["bias"]
+        self._fail("planning")
+
+    def reset_operands_unchecked(self, *, a: Any, b: Any, c: Any, epilog_inputs: dict[str, Any]) -> None:
+        assert [old is None or old.shape == new.shape for old, new in zip(self.operands, (a, b, c), strict=True)]
+        self.operands, self.bias = (a, b, c), epilog_inputs["bias"]
+
+    def execute(self) -> None:
+        assert not self.freed
+        self._fail("executing")
+        a, b, c = self.operands
+        c[...] = a @ b + self.bias[:, None]
+
+    def release_operands(self) -> None:
+        self.operands, self.bias = (None, None, None), None
+
+    def free(self) -> None:
+        assert not self.freed
+        self.freed = True
+
+    def _fail(self, step: str) -> None:
+        if self.fails == step:
+            raise MemoryError(step)
+
+
+class TestFusedBias:
+    """The gate, the plans and the way back where nvmath-python has none; its products are NumPy's."""
+
+    @pytest.fixture(autouse=True)
+    def _stand_in(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.stream = 0
+        cuda = SimpleNamespace(get_current_stream=lambda: SimpleNamespace(ptr=self.stream), Stream=lambda **_: object())
+        monkeypatch.setattr(cublaslt, "cupy", SimpleNamespace(cuda=cuda))
+        monkeypatch.setattr(cublaslt, "_WORK", 1)
+        monkeypatch.setattr(cublaslt, "_local", SimpleNamespace())
+        advanced = SimpleNamespace(Matmul=Planned, MatmulEpilog=SimpleNamespace(BIAS="BIAS"))
+        monkeypatch.setattr(cublaslt, "_nvmath", lambda: advanced)
+        monkeypatch.setattr(Planned, "made", [])
+        monkeypatch.setattr(kernel, "cupy", np)
+
+    def operands(self, N: int = 3, **options: Any) -> Any:
+        return on_device(N, 8, **options), on_device(8, 16, **options), on_device(16, **options)
+
+    @pytest.mark.parametrize("dtype", ["float32", "float16"])
+    def test_fills_y(self, dtype: str) -> None:
+        x, W, b = self.operands(dtype=dtype)
+        y = on_device(3, 16, dtype=dtype)
+        assert cublaslt.fill(y, x, W, b)
+        assert (y == x @ W + b).all()
+        assert kernel.forward(x, W, b, y) is y
+        assert len(Planned.made) == 1
+
+    def test_nothing_is_held_after_a_call(self) -> None:
+        x, W, b = self.operands()
+        cublaslt.fill(on_device(3, 16), x, W, b)
+        assert Planned.made[0].operands == (None, None, None)
+
+    def test_planning_waits_for_a_stream_of_its_own(self) -> None:
+        cublaslt.fill(on_device(3, 16), *self.operands())
+        assert Planned.made[0].stream is not None
+
+    def test_the_latest_plans_are_kept(self) -> None:
+        many = cublaslt._PLANS + 1
+        for N in (*range(1, many), 1, many):  # one too many, after the first was used again
+            assert cublaslt.fill(on_device(N, 16), *self.operands(N))
+        assert len(Planned.made) == many
+        assert [plan.freed for plan in Planned.made] == [False, True, *[False] * (many - 2)]
+
+    def test_streams_threads_and_modes_have_plans_of_their_own(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        y, operands = on_device(3, 16), self.operands()
+        cublaslt.fill(y, *operands)
+        self.stream = 7
+        cublaslt.fill(y, *operands)
+        assert len(Planned.made) == 2
+        monkeypatch.setattr(cublaslt, "_is_cut_to_tf32", lambda _: True)
+        names = SimpleNamespace(ComputeType=SimpleNamespace(COMPUTE_32F_FAST_TF32="TF32"))
+        monkeypatch.setitem(sys.modules, "nvmath.linalg", names)
+        cublaslt.fill(y, *operands)
+        assert ["compute_type" in plan.options for plan in Planned.made] == [False, False, True]
+
+    def test_each_thread_has_its_plans(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(cublaslt, "_local", threading.local())
+        y, operands = on_device(3, 16), self.operands()
+        for _ in range(2):
+            thread = threading.Thread(target=cublaslt.fill, args=(y, *operands))
+            thread.start()
+            thread.join(60)
+        assert len(Planned.made) == 2
+
+    @pytest.mark.parametrize(
+        ("why", "y", "operands"),
+        [
+            ("a row of 12 bytes", (3, 3), [(3, 8), (8, 3), (3,)]),
+            ("memory between two elements", (3, 16), [(3, 8), (8, 16), (16,)]),
+            ("rows of x apart", (3, 16), [(3, 8), (8, 16), (16,)]),
+            ("another dtype", (3, 16), [(3, 8), (8, 16), (16,)]),
+        ],
+    )
+    def test_what_does_not_fit_is_left_alone(self, why: str, y: Any, operands: Any) -> None:
+        dtype = "float64" if why == "another dtype" else "float32"
+        offset = int(why == "memory between two elements")
+        x, W, b = (on_device(*shape, dtype=dtype, offset=offset) for shape in operands)
+        if why == "rows of x apart":
+            x = on_device(6, 8)[::2]
+        out = on_device(*y, dtype=dtype)
+        before = out.copy()
+        assert not cublaslt.fill(out, x, W, b)
+        assert (out == before).all()
+        assert not Planned.made
+        assert (kernel.forward(x, W, b, out) == x @ W + b).all()
+
+    def test_small_products_are_left_alone(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(cublaslt, "_WORK", 3 * 8 * 16 + 1)
+        assert not cublaslt.fill(on_device(3, 16), *self.operands())
+
+    @pytest.mark.parametrize("step", ["making", "planning", "executing"])
+    def test_failure_leads_the_plain_way(self, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+        monkeypatch.setattr(Planned, "fails", step)
+        x, W, b = self.operands()
+        for _ in range(2):
+            assert (kernel.forward(x, W, b, on_device(3, 16)) == x @ W + b).all()
+        assert len(Planned.made) == 1  # what cannot be planned is tried once
+        assert Planned.made[0].freed == (step == "planning")
+        monkeypatch.setattr(Planned, "fails", None)
+        for N in range(10, 10 + cublaslt._PLANS):  # and forgotten in its turn
+            cublaslt.fill(on_device(N, 16), *self.operands(N))
+        assert cublaslt.fill(on_device(3, 16), x, W, b)
+
+
+@pytest.mark.parametrize("error", [None, ImportError, OSError, RuntimeError])
+def test_nvmath_may_be_missing_or_broken(monkeypatch: pytest.MonkeyPatch, error: Any) -> None:
+    def load(name: str) -> Any:
+        if error is not None:
+            raise error(name)
+        return name
+
+    monkeypatch.setattr(cublaslt.importlib, "import_module", load)
+    cublaslt._nvmath.cache_clear()
+    assert cublaslt._nvmath() == (None if error else "nvmath.linalg.advanced")
+    cublaslt._nvmath.cache_clear()
+
+
+@without_gpu
+def test_nvmath_without_a_gpu_plans_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    advanced = cublaslt._nvmath()
+    assert advanced is not None
+    streams: list[Any] = []
+    # CuPy has no stream here; what nvmath-python does without its libraries is its own.
+    monkeypatch.setattr(cublaslt.cupy.cuda, "Stream", lambda **_: streams.append("made"))
+    operands = on_device(8, 8), on_device(8, 8), on_device(8)
+    assert cublaslt._plan(advanced, on_device(8, 8), *operands, tf32=True) is None
+    assert streams == ["made"]
+
+
+def test_tf32_is_what_cupy_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    linalg = cupy._core._routines_linalg
+    assert not cublaslt._is_cut_to_tf32(np.dtype("float32"))
+    monkeypatch.setattr(linalg, "get_compute_type", lambda _: linalg.COMPUTE_TYPE_TF32)
+    assert cublaslt._is_cut_to_tf32(np.dtype("float32"))
+    assert not cublaslt._is_cut_to_tf32(np.dtype("float16"))
 
 
 def test_the_device_of_the_operands_is_entered(monkeypatch: pytest.MonkeyPatch) -> None:

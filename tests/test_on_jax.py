@@ -178,3 +178,12 @@ def test_promotion_follows_the_switch_to_64_bits() -> None:
     for enabled, dtype in ((False, "int32"), (True, "int64"), (False, "int32")):
         with jax.enable_x64(enabled):
             assert affine(*operands).dtype == dtype
+
+
+def test_tf32_is_allowed_where_it_is_asked_for(backend: Any) -> None:
+    try:
+        backend.use_tf32()
+        assert jax.config.jax_default_matmul_precision == "tensorfloat32"
+    finally:
+        backend.use_full_precision()
+    assert jax.config.jax_default_matmul_precision == "float32"

@@ -235,3 +235,12 @@ def test_out_that_torch_would_not_write_leaves_all_alone(unwritable: Any, error:
 
 def test_conjugated_and_negated_views_convert(backend: Any) -> None:
     assert backend.to_numpy(torch.tensor([1 + 2j]).conj().imag).tolist() == [-2]
+
+
+def test_tf32_is_allowed_where_it_is_asked_for(backend: Any) -> None:
+    before = torch.get_float32_matmul_precision()
+    try:
+        backend.use_tf32()
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(before)

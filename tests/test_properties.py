@@ -9,7 +9,7 @@ from hypothesis import settings
 
 from xaffine import AffineLayer, affine, affine_backward, affine_vjp
 from xaffine.backends import Array, Backend
-from xaffine.testing import PROPERTIES, Property, check_affine
+from xaffine.testing import PROPERTIES, Property, Summation, check_affine
 
 
 class Functions:
@@ -52,11 +52,19 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.mark.parametrize("prop", PROPERTIES, ids=lambda prop: prop.name)
-def test_property(prop: Property, make: Any, backend: Backend, device: Any) -> None:
+def test_property(prop: Property, make: Any, backend: Backend, device: Any, pytestconfig: pytest.Config) -> None:
     examples = settings().max_examples
-    dtypes = backend.dtypes(device)
+    tf32 = pytestconfig.getoption("tf32")
+    dtypes = [dtype for dtype in backend.dtypes(device) if not tf32 or dtype in ("float32", "complex64")]
     report = check_affine(
-        make, xp=backend.name, device=device, dtype=dtypes, max_examples=examples, seed=0, properties=[prop]
+        make,
+        xp=backend.name,
+        device=device,
+        dtype=dtypes,
+        max_examples=examples,
+        seed=0,
+        summation=Summation(factors="tf32", cuts=True) if tf32 else None,
+        properties=[prop],
     )
     assert report.results[0].examples == examples
     assert report.results[0].worst_error <= 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -20,7 +21,10 @@ from xaffine.testing.strategies import extents, large_cases
 pytestmark = pytest.mark.once
 
 FLOATS = ("float16", "float32", "float64", "bfloat16", "complex64", "complex128")
-SUMMATIONS = (bounds.Summation(block=3), bounds.Summation("float64"), bounds.Summation("float64", block=2))
+SUMMATIONS = (
+    bounds.Summation(block=3), bounds.Summation("float64"), bounds.Summation("float64", block=2),
+    bounds.Summation(factors="tf32"), bounds.Summation(cuts=True, factors="tf32"),
+)  # fmt: skip
 ALL = (*FLOATS, "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 
 
@@ -210,7 +214,7 @@ def test_array_bounds_are_the_exact_ones_rounded_up(case: Any, summation: Any) -
     computed = bounds.affine_bounds(
         **arrays, dtype=case.y_dtype, n_batch_axes=case.n_batch_axes, summation=summation
     )._asdict()
-    for name, exact in case.exact(summation).items():
+    for name, exact in replace(case, summation=summation).exact().items():
         unit = Fraction(1, 2**exact.scale)
         bound = computed.pop(name)
         assert bound.shape == exact.shape
@@ -218,9 +222,7 @@ def test_array_bounds_are_the_exact_ones_rounded_up(case: Any, summation: Any) -
             stages = [[int(v) * unit for v in stage[i].ravel()] for stage in exact.stages]
             for j, (got, size) in enumerate(zip(part.ravel(), exact.magnitude[i].ravel(), strict=True)):
                 values = [stage[j] for stage in stages]
-                true = bounds.rounding_bound(
-                    int(size) * unit, values, exact.k, exact.terms, exact.accumulator, exact.rounded_to
-                )
+                true = exact.bound(int(size) * unit, values)
                 assert true == math.inf == got or true <= Fraction(float(got)) <= true * (1 + Fraction(1, 2**30))
     assert set(computed.values()) <= {None}
 
@@ -249,7 +251,7 @@ def test_blocked_sum_stays_within_its_bound_and_a_running_one_does_not() -> None
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_precision_asks_for_wide_accumulators(dtype: str) -> None:
-    assert bounds.usual_summation(dtype) == bounds.Summation("float32")
+    assert bounds.usual_summation(dtype) == bounds.Summation("float32", cuts=True)
     k = 4096
     narrow = bounds.rounding_bound(Fraction(k), [Fraction(k)], k, k, dtype, dtype)
     wide = bounds.rounding_bound(Fraction(k), [Fraction(k)], k, k, "float32", dtype)
@@ -283,6 +285,8 @@ def test_what_is_no_model_of_summation_is_refused() -> None:
         bounds.Summation(block=0)
     with pytest.raises(ValueError, match="'tf32' is no dtype of numbers; those with a rounding are bfloat16, float16"):
         bounds.Summation("tf32")
+    with pytest.raises(ValueError, match="'float16' is no format of factors; there is 'tf32'"):
+        bounds.Summation(factors="float16")
     with pytest.raises(ValueError, match="'flaot32' is no dtype"):
         bounds.affine_bounds(np.ones((2, 3)), np.ones((3, 4)), dtype="flaot32")
 

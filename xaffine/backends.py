@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 from collections.abc import Callable, Sequence  # noqa: TC003 - fields of a dataclass
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -24,8 +25,8 @@ import array_api_compat
 import numpy as np
 
 __all__ = [
-    "Array", "Backend", "device_of", "get", "installed", "is_recorded", "library_of", "memory_of", "names",
-    "namespace_of", "on_device_of", "overlap", "share_memory",
+    "Array", "Backend", "device_of", "get", "installed", "is_half", "is_of_kind", "is_recorded", "library_of",
+    "memory_of", "names", "namespace_of", "on_device_of", "overlap", "share_memory",
 ]  # fmt: skip
 
 Array: TypeAlias = Any
@@ -67,6 +68,7 @@ class Backend:
     _why_unusable: Callable[[ModuleType], str | None] = _nothing
     _wait: Callable[[Array], Any] = _nothing
     _full_precision: Callable[[ModuleType], Any] = _nothing
+    _tf32: Callable[[ModuleType], Any] = _nothing
 
     def __repr__(self) -> str:
         return f"<xaffine backend {self.name!r}>"
@@ -115,7 +117,27 @@ class Backend:
             One of `devices`; the default one if not given.
         """
         numeric = self.xp.__array_namespace_info__().dtypes(kind="numeric", device=device)
-        return [*self._halves, *sorted(set(numeric) - {"bool", *self._inexact})]
+        return [*filter(self._has, self._halves), *sorted(set(numeric) - {"bool", *self._inexact})]
+
+    def dtype(self, name: str) -> Any:
+        """The dtype of that name, as this library has it.
+
+        Parameters
+        ----------
+        name : str
+            One of `dtypes`. NumPy and CuPy take their bfloat16 from ml_dtypes.
+
+        Examples
+        --------
+        >>> get("numpy").dtype("float16").itemsize
+        2
+        """
+        if hasattr(self.xp, name):
+            return getattr(self.xp, name)
+        return np.dtype(getattr(importlib.import_module("ml_dtypes"), name))
+
+    def _has(self, half: str) -> bool:
+        return hasattr(self.xp, half) or importlib.util.find_spec("ml_dtypes") is not None
 
     def from_numpy(self, array: np.ndarray, *, device: Any = None) -> Array:
         """An array of this library with the values and the dtype of a NumPy array.
@@ -146,7 +168,7 @@ class Backend:
         -------
         numpy.ndarray
             Of the same shape and dtype; it may share memory with `array` and be read-only. The bfloat16 of
-            torch, which NumPy lacks, becomes float32.
+            torch becomes float32; that of other libraries is one of ml_dtypes.
         """
         return np.asarray(self._to_numpy(array))
 
@@ -161,6 +183,13 @@ class Backend:
         A comparison with rounding bounds needs neither.
         """
         self._full_precision(importlib.import_module(self._library))
+
+    def use_tf32(self) -> None:
+        """Let the library round the factors of float32 products to TF32, in the whole process, on GPUs that have it.
+
+        CuPy reads this before its first product and never again.
+        """
+        self._tf32(importlib.import_module(self._library))
 
 
 def _why_cupy_is_unusable(cupy: ModuleType) -> str | None:
@@ -183,17 +212,18 @@ _REGISTRY = {
             install="pip install numpy",
             _library="numpy",
             _namespace="array_api_compat.numpy",
-            _halves=("float16",),
+            _halves=("bfloat16", "float16"),
         ),
         Backend(
             "cupy",
             install='pip install "xaffine[cuda13]" (or "xaffine[cuda12]", after the CUDA that your driver offers)',
             _library="cupy",
             _namespace="array_api_compat.cupy",
-            _halves=("float16",),
+            _halves=("bfloat16", "float16"),
             _to_numpy=lambda array: array.get(),
             _why_unusable=_why_cupy_is_unusable,
             _wait=lambda array: array.device.synchronize(),
+            _tf32=lambda _: os.environ.update(CUPY_TF32="1"),
         ),
         Backend(
             "torch",
@@ -208,6 +238,7 @@ _REGISTRY = {
                 xp.device("cpu"), *(xp.device("cuda", i) for i in range(xp.cuda.device_count()))
             ],
             _wait=lambda tensor: tensor.is_cuda and importlib.import_module("torch").cuda.synchronize(tensor.device),
+            _tf32=lambda torch: torch.set_float32_matmul_precision("high"),
         ),
         Backend(
             "jax",
@@ -220,6 +251,7 @@ _REGISTRY = {
                 jax.config.update("jax_enable_x64", True),
                 jax.config.update("jax_default_matmul_precision", "float32"),
             ],
+            _tf32=lambda jax: jax.config.update("jax_default_matmul_precision", "tensorfloat32"),
         ),
         Backend(
             "dask",
@@ -360,6 +392,27 @@ def library_of(xp: ModuleType) -> str:
     'numpy'
     """
     return xp.__name__.removeprefix("array_api_compat.")
+
+
+def is_of_kind(xp: ModuleType, dtype: Any, kind: str) -> bool:
+    """Whether a dtype of a namespace is of a kind of the standard; bfloat16 is "real floating" everywhere.
+
+    >>> is_of_kind(np, np.dtype("int8"), "integral"), is_of_kind(np, np.dtype("int8"), "real floating")
+    (True, False)
+    """
+    try:
+        return bool(xp.isdtype(dtype, kind))
+    except TypeError:  # NumPy's and CuPy's know the dtypes of NumPy alone
+        return kind == "real floating" and is_half(dtype)
+
+
+def is_half(dtype: Any) -> bool:
+    """Whether a dtype is float16 or bfloat16, by its name.
+
+    >>> is_half(np.dtype("float16")), is_half(np.dtype("float32"))
+    (True, False)
+    """
+    return str(dtype).lower().endswith("float16")
 
 
 def device_of(array: Array) -> Any:

@@ -15,7 +15,16 @@ from typing import Any, NamedTuple
 import array_api_compat
 import numpy as np
 
-from xaffine.backends import Array, device_of, is_recorded, library_of, memory_of, namespace_of, overlap
+from xaffine.backends import (
+    Array,
+    device_of,
+    is_of_kind,
+    is_recorded,
+    library_of,
+    memory_of,
+    namespace_of,
+    overlap,
+)  # fmt: skip
 
 __all__ = [
     "Operands", "check", "check_apart", "check_cotangent", "check_out", "check_parameters", "describe", "flatten",
@@ -310,13 +319,13 @@ def _check_library(operands: dict[str, Any]) -> ModuleType:
 
 def _check_dtypes(xp: ModuleType, operands: dict[str, Any]) -> Any:
     dtypes = [operand.dtype for operand in operands.values()]
-    kinds = [next((i for i, kind in enumerate(_KINDS) if xp.isdtype(dtype, kind)), -1) for dtype in dtypes]
+    kinds = [next((i for i, kind in enumerate(_KINDS) if is_of_kind(xp, dtype, kind)), -1) for dtype in dtypes]
     if min(kinds) == max(kinds) != -1:
         try:
             common = xp.result_type(*dtypes)  # of a single dtype too: it undoes a foreign byte order
         except (TypeError, ValueError, RuntimeError):  # how libraries say that two dtypes do not promote
             common = None
-        if common is not None and xp.isdtype(common, _KINDS[kinds[0]]):
+        if common is not None and is_of_kind(xp, common, _KINDS[kinds[0]]):
             return common
     widest = _dtype_name(dtypes[kinds.index(max(kinds))]) if max(kinds) != -1 else "a floating dtype"
     others = [name for name, operand in operands.items() if _dtype_name(operand.dtype) != widest]

@@ -239,7 +239,7 @@ def _implementations(
     N, n, m = shape
     rng = np.random.default_rng()
     xp = backend.xp
-    own = getattr(xp, dtype)
+    own = backend.dtype(dtype)
 
     def fresh(*extents: int) -> Array:
         array = backend.from_numpy(rng.standard_normal(extents, dtype=np.float32), device=device)

@@ -16,6 +16,7 @@ from xaffine import backends
 from xaffine.command.children import ChildError, events_of_child, telling
 from xaffine.command.machine import describe_machine
 from xaffine.command.terminal import print_table, progress_bar
+from xaffine.testing.bounds import Summation
 from xaffine.testing.cases import FEATURES
 from xaffine.testing.checks import last_user_line
 from xaffine.testing.runner import Plan, describe_failure
@@ -44,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backend", default="numpy", metavar="NAME", help=f"one of {', '.join(backends.names())}")
     parser.add_argument("--device", help="one of the backend's devices, for example cuda:0; gpu is its first GPU")
     parser.add_argument("--dtype", nargs="+", default=["float32"], help="of the operands; several are mixed")
+    parser.add_argument("--tf32", action="store_true", help="let float32 products round their factors to TF32")
     parser.add_argument("--examples", type=int, default=100, metavar="N", help="cases for each property (100)")
     parser.add_argument("--large", action="store_true", help="also sizes at the edges of tiles, and long axes")
     parser.add_argument("--seed", type=int, help="draws the same cases again")
@@ -145,6 +147,7 @@ def _child(arguments: dict[str, Any]) -> None:
                 seed=arguments["seed"],
                 supports=arguments["supports"],
                 time_limit=arguments["time_limit"],
+                summation=Summation(factors="tf32", cuts=True) if arguments["tf32"] else None,
                 target=arguments["target"],
             )
         except (_CannotRunError, ImportError, RuntimeError, TypeError, ValueError) as error:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from xaffine.backends import is_half
+
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
@@ -85,7 +87,7 @@ def _blocks(N: int, rows: int) -> Iterator[slice]:
 def _sum_of_rows(dy: ndarray, out: ndarray | None) -> ndarray:
     ones = _ONES.get(dy.dtype)
     if ones is None:
-        wide = np.dtype(float) if dy.dtype == np.float16 else _WIDE.get(dy.dtype, dy.dtype)
+        wide = np.dtype(float) if is_half(dy.dtype) else _WIDE.get(dy.dtype, dy.dtype)
         total = np.add.reduce(dy, axis=0, dtype=wide)
     elif len(dy) <= _TALL:
         total = ones[: len(dy)].dot(dy)

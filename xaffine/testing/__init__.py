@@ -13,6 +13,7 @@ NumPy alone.
 """
 
 from xaffine.testing import bounds, cases, checks
+from xaffine.testing.bounds import Summation
 from xaffine.testing.cases import Case, Operand, make_case
 from xaffine.testing.checks import PROPERTIES, Property
 from xaffine.testing.runner import PropertyError, Report, Result, check_affine, from_functions, property_tests
@@ -25,6 +26,7 @@ __all__ = [
     "PropertyError",
     "Report",
     "Result",
+    "Summation",
     "bounds",
     "cases",
     "check_affine",

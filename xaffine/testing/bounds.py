@@ -10,6 +10,9 @@ zero alike. A sum of t products in which no term takes part in more than k round
     |fl(Σ a_i b_i) − Σ a_i b_i| ≤ γ_k Σ |a_i||b_i| + 2 t ν (1 + γ_k),    γ_k = k u / (1 − k u):
 
 each of its t products and fewer than t additions may leave an η, which at most k later roundings then enlarge.
+Where the factors of the products are first rounded to a narrower format, of unit roundoff u', each product has two
+more factors 1 + δ', and (1 + γ_k)(1 + u')² − 1 takes the place of γ_k. Arithmetic that cuts off instead of rounding to
+nearest has twice the unit roundoff.
 
 How large k is, and in which format u is taken, depends on how the sum is added up: see `Summation`.
 `affine_bounds` applies this to the four results of an affine layer, `rounding_bound` to one element.
@@ -19,6 +22,12 @@ References
 N. J. Higham, *Accuracy and Stability of Numerical Algorithms*, 2nd ed., SIAM 2002: the model (2.4), with underflow
 (2.8); γ_k in lemma 3.1; inner products in any order and in blocks in section 3.1; matrix products, componentwise,
 (3.13) in section 3.5; complex products in section 3.6.
+
+P. Blanchard, N. J. Higham, F. Lopez, T. Mary, S. Pranesh, "Mixed precision block fused multiply-add: error analysis
+and application to GPU tensor cores", SIAM J. Sci. Comput. 42 (2020): rounded factors and cut sums.
+
+M. Fasi, N. J. Higham, M. Mikaitis, S. Pranesh, "Numerical behavior of NVIDIA tensor cores", PeerJ Comput. Sci. 7
+(2021): what matrix units cut off.
 """
 
 from __future__ import annotations
@@ -47,6 +56,8 @@ _FORMATS = {
     "complex64": (24, -126),
     "complex128": (53, -1022),
 }
+# Formats of factors alone: no array has them.
+_NARROW = {"tf32": Fraction(1, 2**11)}
 
 Number: TypeAlias = Any
 """A Fraction, a float (infinity), or an array of floats."""
@@ -136,10 +147,15 @@ class Summation:
 
     accumulator: str | None = None
     block: int | None = None
+    cuts: bool = False
+    factors: str | None = None
 
     def __post_init__(self) -> None:
         if self.accumulator is not None:
             _known(self.accumulator)
+        if self.factors is not None and self.factors not in _NARROW:
+            msg = f"{self.factors!r} is no format of factors; there is {', '.join(map(repr, _NARROW))}"
+            raise ValueError(msg)
         if self.block is not None and self.block < 1:
             msg = f"a block holds at least one term, not {self.block}"
             raise ValueError(msg)
@@ -150,21 +166,33 @@ class Summation:
             return terms
         return self.block + math.ceil(terms / self.block) - 1
 
+    def factors_in(self, dtype: str) -> str | None:
+        """The format that factors are brought to where a product is computed in that dtype."""
+        return self.factors if dtype in ("float32", "complex64") else None
+
 
 def usual_summation(dtype: str) -> Summation:
     """What is asked of an implementation by default: any order, and float32 accumulators for half precision.
 
-    Matrix units and BLAS libraries add products of halves in float32; in half precision itself, a sum over a
-    batch of 4096 rows loses half of its terms.
+    Matrix units, which cut off, and BLAS libraries add products of halves in float32; in half precision itself, a sum
+    over a batch of 4096 rows loses half of its terms.
 
     >>> usual_summation("bfloat16").accumulator, usual_summation("float64").accumulator
     ('float32', None)
     """
-    return Summation("float32" if dtype in ("float16", "bfloat16") else None)
+    return Summation("float32", cuts=True) if dtype in ("float16", "bfloat16") else Summation()
 
 
 def rounding_bound(
-    magnitude: Number, stages: Sequence[Number], k: int, terms: int, accumulator: str, rounded_to: str
+    magnitude: Number,
+    stages: Sequence[Number],
+    k: int,
+    terms: int,
+    accumulator: str,
+    rounded_to: str,
+    *,
+    cuts: bool = False,
+    factors: str | None = None,
 ) -> Number:
     """Bound the error of a result that is a sum of products.
 
@@ -183,6 +211,8 @@ def rounding_bound(
         The dtype of the products and sums.
     rounded_to : str
         The dtype of the result.
+    cuts, factors
+        As in `Summation`.
 
     Returns
     -------
@@ -196,7 +226,10 @@ def rounding_bound(
     10.0
     """
     number: Any = float if isinstance(magnitude, np.ndarray) else Fraction
-    factor = gamma(k, unit_roundoff(accumulator))
+    times = 2 if cuts else 1
+    factor = gamma(k, times * unit_roundoff(accumulator))
+    if factors is not None:
+        factor = (1 + factor) * (1 + times * _NARROW[factors]) ** 2 - 1
     factor = number(factor) if factor < math.inf else factor
     error = factor * magnitude + number(2 * terms * smallest_normal(accumulator)) * (1 + factor)
     if rounded_to != accumulator:
@@ -277,10 +310,11 @@ def affine_bounds(
         dy = flatten(np, dy, k)
     summation = usual_summation(_known(dtype)) if summation is None else summation
     sums = sums_of_products(_parts(flatten(np, x, k)), _parts(W), _parts(b), _parts(dy), summation)
-    return Bounds(**{name: _round_up(sums[name], dtype, summation, shapes[name]) for name in sums})
+    factors = dict.fromkeys(sums, summation.factors_in(dtype)) | {"db": None}
+    return Bounds(**{name: _round_up(sums[name], dtype, summation, factors[name], shapes[name]) for name in sums})
 
 
-def _round_up(sums: Sums, dtype: str, summation: Summation, shape: tuple[int, ...]) -> np.ndarray:
+def _round_up(sums: Sums, dtype: str, summation: Summation, factors: str | None, shape: tuple[int, ...]) -> np.ndarray:
     """Bound sums that float64 has computed with errors of its own: relative ones of `own`, and underflow."""
     operations = sums.terms + 16  # those of a sum in any order, and a dozen in the formula
     own, tiny = operations * 2.0**-52, operations * 2.0**-1022
@@ -289,7 +323,10 @@ def _round_up(sums: Sums, dtype: str, summation: Summation, shape: tuple[int, ..
     for i, magnitude in enumerate(sums.magnitude):
         size = magnitude * (1 + own) + tiny
         stages = [abs(stage[i]) + own * size for stage in sums.stages]
-        parts.append(rounding_bound(size, stages, sums.k, sums.terms, accumulator, dtype) * (1 + own))
+        bound = rounding_bound(
+            size, stages, sums.k, sums.terms, accumulator, dtype, cuts=summation.cuts, factors=factors
+        )
+        parts.append(bound * (1 + own))
     whole = parts[0] if len(parts) == 1 else parts[0] + 1j * parts[1]
     return np.asarray(whole.reshape(shape))
 

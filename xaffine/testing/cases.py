@@ -57,7 +57,7 @@ class Operand:
         def convert(array: np.ndarray) -> Array:
             array = np.array(array, order="C")  # a copy: what is done to the result cannot reach the case
             native = backend.from_numpy(array, device=device)
-            return native if array.dtype.name == self.dtype else xp.astype(native, getattr(xp, self.dtype))
+            return native if array.dtype.name == self.dtype else xp.astype(native, backend.dtype(self.dtype))
 
         if self.layout == "Fortran":
             return xp.permute_dims(convert(values.T), tuple(reversed(range(values.ndim))))
@@ -86,6 +86,8 @@ class Exact(NamedTuple):
         The unit.
     accumulator, rounded_to : str
         As in `xaffine.testing.bounds.rounding_bound`.
+    cuts, factors
+        As in `xaffine.testing.bounds.Summation`.
     """
 
     stages: list[Parts]
@@ -95,6 +97,13 @@ class Exact(NamedTuple):
     terms: int
     accumulator: str
     rounded_to: str
+    cuts: bool = False
+    factors: str | None = None
+
+    def bound(self, magnitude: Fraction, stages: list[Fraction]) -> Any:
+        """The rounding bound of an element with that magnitude and those stages."""
+        how = (self.k, self.terms, self.accumulator, self.rounded_to)
+        return rounding_bound(magnitude, stages, *how, cuts=self.cuts, factors=self.factors)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -126,6 +135,8 @@ class Case:
         What values they hold, as `values` of `make_case`.
     seed : int
         Seeds whatever else a check draws.
+    summation : Summation or None
+        What the bounds assume of the implementation; None for `usual_summation` of the common dtype.
     """
 
     x: Operand
@@ -135,6 +146,7 @@ class Case:
     n_batch_axes: int | None
     kind: str
     seed: int
+    summation: Summation | None = None
 
     def __repr__(self) -> str:
         return self.code
@@ -166,28 +178,26 @@ class Case:
         b_dtype = x.dtype if self.b is None else self.b.dtype
         dtypes: Any = (x.dtype, W.dtype, b_dtype, dy.dtype)
         layouts: Any = (x.layout, W.layout, "C" if self.b is None else self.b.layout, dy.layout)
-        defaults = {"values": "integers", "dtypes": "float32", "layouts": "C", "bias": True, "n_batch_axes": None}
+        defaults = {
+            "values": "integers", "dtypes": "float32", "layouts": "C", "bias": True, "n_batch_axes": None,
+            "summation": None,
+        }  # fmt: skip
         options = {
             "values": self.kind,
             "dtypes": dtypes[0] if len(set(dtypes)) == 1 else dtypes,
             "layouts": layouts[0] if len(set(layouts)) == 1 else layouts,
             "bias": self.b is not None,
             "n_batch_axes": self.n_batch_axes,
+            "summation": self.summation,
         }
         texts = [f"{key}={value!r}" for key, value in options.items() if value != defaults[key]]
         return f"make_case({', '.join([repr(x.values.shape), str(W.values.shape[1]), f'seed={self.seed}', *texts])})"
 
-    def exact(self, summation: Summation | None = None) -> dict[str, Exact]:
-        """The exact y, dx, dW and db (without a bias, no db), in the shapes that the layer owes.
-
-        Parameters
-        ----------
-        summation : Summation, optional
-            What the bounds assume of the implementation; by default `usual_summation` of the common dtype.
-        """
+    def exact(self) -> dict[str, Exact]:
+        """The exact y, dx, dW and db (without a bias, no db), in the shapes that the layer owes."""
         n, m = self.W.values.shape
         N, wide = self.N, _common_dtype(self.x, self.W, self.b, self.dy)
-        asked = summation or usual_summation(wide)
+        asked = self.summation or usual_summation(wide)
         # Small integers: their sums fit an int64, and no unit is needed.
         small = self.kind != "floats"
         scale = 0 if small else _common_scale(self.x, self.W, self.b, self.dy)
@@ -202,8 +212,8 @@ class Case:
             parts(self.x, (N, n)), parts(self.W, (n, m)), parts(self.b, (m,), 2**scale), parts(self.dy, (N, m)),
         )  # fmt: skip
         sums = sums_of_products(*operands, asked)
-        accumulators = dict.fromkeys(sums, asked.accumulator or wide)
-        accumulators["y"] = (summation or usual_summation(self.y_dtype)).accumulator or self.y_dtype
+        dtypes = dict.fromkeys(sums, wide) | {"y": self.y_dtype}
+        ways = dict.fromkeys(sums, asked) | {"y": self.summation or usual_summation(self.y_dtype)}
         primals = {"y": self.y_dtype, "dx": self.x.dtype, "dW": self.W.dtype, "db": self.b and self.b.dtype}
         shapes = {"y": (*self.batch, m), "dx": self.x.values.shape, "dW": (n, m), "db": (m,)}
         return {
@@ -213,8 +223,10 @@ class Case:
                 scale if name == "db" else 2 * scale,
                 k,
                 terms,
-                accumulators[name],
+                ways[name].accumulator or dtypes[name],
                 str(primals[name]),
+                ways[name].cuts,
+                None if name == "db" else ways[name].factors_in(dtypes[name]),
             )
             for name, (stages, magnitude, k, terms) in sums.items()
         }
@@ -244,7 +256,7 @@ def worst_error(computed: np.ndarray, exact: Exact) -> tuple[float, tuple[int, .
             if error:
                 stages = [int(stage[i].ravel()[j]) * unit for stage in exact.stages]
                 size = int(exact.magnitude[i].ravel()[j]) * unit
-                bound = rounding_bound(size, stages, exact.k, exact.terms, exact.accumulator, exact.rounded_to)
+                bound = exact.bound(size, stages)
                 ratio = float(error / bound) if bound else math.inf
                 if ratio > worst:
                     worst, where = ratio, j
@@ -265,6 +277,7 @@ def make_case(
     layouts: tuple[str, str, str, str] | str = "C",
     bias: bool = True,
     n_batch_axes: int | None = None,
+    summation: Summation | None = None,
 ) -> Case:
     """Make a case with random values.
 
@@ -286,6 +299,8 @@ def make_case(
         Whether there is a b.
     n_batch_axes : int, optional
         As in `xaffine.affine`.
+    summation : Summation, optional
+        What the bounds assume of the implementation; by default `usual_summation` of the common dtype.
 
     Returns
     -------
@@ -318,7 +333,7 @@ def make_case(
         return Operand(array, dtypes[i], layouts[i])
 
     x, W, dy = operand(0), operand(1), operand(3)
-    return Case(x, W, operand(2) if bias else None, dy, n_batch_axes, values, seed)
+    return Case(x, W, operand(2) if bias else None, dy, n_batch_axes, values, seed, summation)
 
 
 def _slice(x_shape: tuple[int, ...], n_batch_axes: int | None) -> int:

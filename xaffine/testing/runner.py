@@ -10,7 +10,7 @@ import traceback
 import zlib
 from collections.abc import Collection
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from xaffine import backends
@@ -182,6 +182,7 @@ class Plan:
         seed: int | None = None,
         supports: Collection[str] | None = None,
         time_limit: float = 60.0,
+        summation: bounds.Summation | None = None,
         properties: Sequence[Property] = PROPERTIES,
         target: str | None = None,
     ) -> None:
@@ -200,15 +201,20 @@ class Plan:
             )
             raise ValueError(msg)
         self.make, self.target, self.max_examples, self.time_limit = make, target, max_examples, time_limit
-        self.seed = secrets.randbits(32) if seed is None else seed
+        self.seed, self.summation = secrets.randbits(32) if seed is None else seed, summation
         self.backend = backends.get(xp)
-        self.backend.use_full_precision()
+        for method in self._precision():
+            getattr(self.backend, method)()
         self.device = None if device is None else self.backend.device(device)
         self.supports, dtypes, gaps = _declared(make, supports)
         wanted = tuple(dtype) if isinstance(dtype, list | tuple) else (dtype,)
         known = self.backend.dtypes(self.device)
         if not wanted or not all(isinstance(d, str) and d in known for d in wanted):
             msg = f"dtype {dtype!r} is not among those of the backend {xp!r}: {', '.join(known)}"
+            raise ValueError(msg)
+        strangers = [d for d in wanted if summation is not None and summation.factors != summation.factors_in(d)]
+        if strangers:
+            msg = f"only float32 and complex64 have factors in tf32; dtype has {', '.join(map(repr, strangers))}"
             raise ValueError(msg)
         self.dtypes = tuple(d for d in wanted if dtypes is None or d in dtypes)
         gaps += [f"dtype {d}" for d in wanted if d not in self.dtypes]
@@ -219,6 +225,11 @@ class Plan:
         testable = [p for p in properties if (floating if p.values == "floats" else self.dtypes)]
         self.parts = [Part(p, large=False) for p in testable]
         self.parts += [Part(p, large=True) for p in testable if large and p.tier == "exact"]
+
+    def _precision(self) -> list[str]:
+        """The methods of the backend that set its precision, in order."""
+        tf32 = self.summation is not None and self.summation.factors == "tf32"
+        return ["use_full_precision", *(["use_tf32"] if tf32 else [])]
 
     def report(self, results: Sequence[Result]) -> Report:
         """Put results together."""
@@ -242,6 +253,7 @@ class Plan:
             batch_axes = takes_batch_axes(self.make) and {"vectors", "tensors"} <= self.supports
             values = part.prop.values
             drawn = strategies.cases(self.dtypes, values=values, supports=self.supports, batch_axes=batch_axes)
+        drawn = drawn.map(lambda case: replace(case, summation=self.summation))
         examples, worst, worst_case, latest = 0, 0.0, None, None
 
         @hypothesis.seed(self.seed + zlib.crc32(part.label.encode()))  # other cases for every property
@@ -290,12 +302,12 @@ class Plan:
         """Python that runs a check on a case, with the values of the operands if they are few."""
         lines = [
             "from xaffine import backends",
-            "from xaffine.testing import make_case",
+            f"from xaffine.testing import make_case{'' if self.summation is None else ', Summation'}",
             f"from {part.prop.check.__module__} import {part.prop.name}",
             _import_line(self.make, self.target),
             "",
             f"backend = backends.get({self.backend.name!r})",
-            "backend.use_full_precision()",
+            *(f"backend.{method}()" for method in self._precision()),
             f"case = {case.code}",
             f"{part.prop.name}(make, case, backend{self._device_argument()})",
         ]
@@ -322,6 +334,7 @@ def check_affine(
     seed: int | None = None,
     supports: Collection[str] | None = None,
     time_limit: float = 60.0,
+    summation: bounds.Summation | None = None,
     properties: Sequence[Property] = PROPERTIES,
 ) -> Report:
     """Prove that an implementation of the affine layer is right, or find the smallest input on which it is wrong.
@@ -352,6 +365,9 @@ def check_affine(
     time_limit : float
         Seconds that one case may take. Needs the main thread and an operating system with interval timers; a call that
         never returns to Python is not interrupted (``xaffine check`` ends that, too).
+    summation : Summation, optional
+        What the bounds assume of the implementation; by default `xaffine.testing.bounds.usual_summation` of the dtype.
+        With ``Summation(factors="tf32", cuts=True)`` the library is told to use TF32, too.
     properties : sequence of Property
         Which to check.
 
@@ -388,6 +404,7 @@ def check_affine(
         seed=seed,
         supports=supports,
         time_limit=time_limit,
+        summation=summation,
         properties=properties,
     )
     if not plan.parts:
