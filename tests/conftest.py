@@ -69,6 +69,10 @@ def backend(request: pytest.FixtureRequest) -> backends.Backend:
     except RuntimeError as error:  # the library is here, its GPU is not
         pytest.skip(str(error))
     backend.use_full_precision()
+    device = request.config.getoption("device")
+    if backend.name == "torch" and device is not None:
+        # Tests that name no device run on it, too. The other libraries' default is their first GPU.
+        backend.xp.set_default_device(backend.device(device))
     return backend
 
 

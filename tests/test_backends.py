@@ -193,3 +193,16 @@ def test_devices_are_found_by_their_text(backend: Backend) -> None:
 def test_gpu_is_the_first_that_is_no_cpu(text: str) -> None:
     backend = dataclasses.replace(backends.get("numpy"), _devices=lambda _: ["cpu", text, "cuda:1"])
     assert backend.device("gpu") == text
+
+
+@pytest.mark.once
+def test_dtypes_that_gpus_lack_are_named_for_other_devices_alone() -> None:
+    backend = dataclasses.replace(backends.get("numpy"), _not_on_gpus=("int8", "int64"))
+    assert {"int8", "int64"} <= set(backend.dtypes()) & set(backend.dtypes("cpu"))
+    info = types.SimpleNamespace(dtypes=lambda kind, device: {"int8": 1, "int64": 2, "float32": 3})  # noqa: ARG005
+    backend = dataclasses.replace(backend, _namespace="of_a_gpu", _halves=())
+    sys.modules["of_a_gpu"] = types.SimpleNamespace(__array_namespace_info__=lambda: info)  # type: ignore[assignment]
+    try:
+        assert backend.dtypes("cuda:0") == ["float32"]
+    finally:
+        del sys.modules["of_a_gpu"]

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given
 
 from xaffine import AffineLayer, affine, affine_backward, affine_vjp, functional
+from xaffine.command import clock
 from xaffine.testing import make_case, peers
 from xaffine.testing.cases import worst_error
 from xaffine.testing.strategies import cases
@@ -187,3 +188,11 @@ def test_tf32_is_allowed_where_it_is_asked_for(backend: Any) -> None:
     finally:
         backend.use_full_precision()
     assert jax.config.jax_default_matmul_precision == "float32"
+
+
+def test_caches_are_emptied_by_writing_more_than_they_hold(backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clock, "is_gpu", lambda _: True)
+    own = clock.clock_of(backend, backend.devices[0])
+    assert own.name == "host"
+    assert own.flush is not None
+    assert own.flush().nbytes == clock._LARGER_THAN_CACHES

@@ -474,7 +474,7 @@ def test_argument_overrides_what_is_declared() -> None:
         ({"make": 3}, TypeError, "make must be callable as make.W, b. and return a layer; it is a int"),
         ({"xp": "nope"}, ValueError, "no backend is called 'nope'"),
         ({"device": "gpu"}, ValueError, "numpy has no device gpu; it has cpu"),
-        ({"dtype": "float8"}, ValueError, "dtype 'float8' is not among those of the backend 'numpy': float16, "),
+        ({"dtype": "float8"}, ValueError, "dtype 'float8' is not among those of the backend 'numpy': bfloat16, "),
         ({"dtype": ()}, ValueError, "is not among those"),
         ({"dtype": np.float32}, ValueError, "is not among those"),
         ({"time_limit": math.inf}, ValueError, r"at most 1e\+06 s"),

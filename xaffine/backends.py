@@ -25,7 +25,7 @@ import array_api_compat
 import numpy as np
 
 __all__ = [
-    "Array", "Backend", "device_of", "get", "installed", "is_half", "is_of_kind", "is_recorded", "library_of",
+    "Array", "Backend", "device_of", "get", "installed", "is_gpu", "is_half", "is_of_kind", "is_recorded", "library_of",
     "memory_of", "names", "namespace_of", "on_device_of", "overlap", "share_memory",
 ]  # fmt: skip
 
@@ -62,6 +62,7 @@ class Backend:
     _namespace: str
     _halves: tuple[str, ...] = ()
     _inexact: tuple[str, ...] = ()
+    _not_on_gpus: tuple[str, ...] = ()
     _to_numpy: Callable[[Array], Any] = np.asarray
     _from_numpy: Callable[[np.ndarray], Any] = np.asarray
     _devices: Callable[[ModuleType], Sequence[Any]] = _standard_devices
@@ -102,8 +103,7 @@ class Backend:
         'cpu'
         """
         for device in self.devices:
-            text = str(device).strip("<>")
-            if name in (device, text) or (name == "gpu" and ("cuda" in text.lower() or "gpu" in text.lower())):
+            if name in (device, str(device).strip("<>")) or (name == "gpu" and is_gpu(device)):
                 return device
         msg = f"{self.name} has no device {name}; it has {', '.join(str(d).strip('<>') for d in self.devices)}"
         raise ValueError(msg)
@@ -117,7 +117,8 @@ class Backend:
             One of `devices`; the default one if not given.
         """
         numeric = self.xp.__array_namespace_info__().dtypes(kind="numeric", device=device)
-        return [*filter(self._has, self._halves), *sorted(set(numeric) - {"bool", *self._inexact})]
+        missing = {"bool", *self._inexact, *(self._not_on_gpus if is_gpu(device) else ())}
+        return [*filter(self._has, self._halves), *sorted(set(numeric) - missing)]
 
     def dtype(self, name: str) -> Any:
         """The dtype of that name, as this library has it.
@@ -231,6 +232,7 @@ _REGISTRY = {
             _library="torch",
             _namespace="array_api_compat.torch",
             _halves=("bfloat16", "float16"),
+            _not_on_gpus=("int8", "int16", "int32", "int64", "uint8"),  # there torch has no products of integers
             _to_numpy=_torch_to_numpy,
             # torch refuses negative strides and warns of read-only memory: hand it a plain copy.
             _from_numpy=lambda array: np.array(array, order="C"),
@@ -404,6 +406,15 @@ def is_of_kind(xp: ModuleType, dtype: Any, kind: str) -> bool:
         return bool(xp.isdtype(dtype, kind))
     except TypeError:  # NumPy's and CuPy's know the dtypes of NumPy alone
         return kind == "real floating" and is_half(dtype)
+
+
+def is_gpu(device: Any) -> bool:
+    """Whether a device of a backend is a GPU, by its text.
+
+    >>> is_gpu("cuda:0"), is_gpu("cpu")
+    (True, False)
+    """
+    return any(word in str(device).lower() for word in ("cuda", "gpu"))
 
 
 def is_half(dtype: Any) -> bool:

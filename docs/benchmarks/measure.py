@@ -152,7 +152,7 @@ def write_page(found: dict[str, Any]) -> str:
         f"Written by `docs/benchmarks/measure.py` (`nox -s bench`) on {found['date']}: xaffine {found['xaffine']}, "
         f"Python {found['python']}, {found['system']}, {found['cores']} cores; {found['blas']}; {versions}. "
         "The data are in [cpu.json](cpu.json). Every figure is the median of the ratios within "
-        f"{found['rounds']} interleaved rounds. No GPU was measured yet.",
+        f"{found['rounds']} interleaved rounds. GPUs have [a page of their own](gpu.md).",
         "",
         "![Time of forward and backward over that of the bare products, against size](cpu.svg)",
         "",

@@ -3,6 +3,9 @@
 Each library is timed in a process of its own, ``python -m xaffine.command.bench``: the thread pools of two libraries in
 one process slow each other down. Within a process all implementations take turns, round by round, so that a ratio
 compares what ran in the same moments of a noisy machine.
+
+On a GPU the device itself times what was queued (JAX has no means to ask it), once with operands that the calls before
+left in its cache, and once with that cache emptied.
 """
 
 from __future__ import annotations
@@ -14,7 +17,6 @@ import itertools
 import json
 import statistics
 import sys
-import time
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +25,7 @@ import numpy as np
 
 from xaffine import backends
 from xaffine.command.children import ChildError, events_of_child, telling
+from xaffine.command.clock import clock_of
 from xaffine.command.machine import describe_machine
 from xaffine.command.terminal import print_table, progress_bar
 from xaffine.layer import AffineLayer
@@ -33,8 +36,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from xaffine.backends import Array, Backend
+    from xaffine.command.clock import Clock
 
-__all__ = ["DESCRIPTION", "GRID", "HELP", "add_arguments", "compare", "run"]
+__all__ = ["DESCRIPTION", "GRID", "HELP", "add_arguments", "compare", "run", "teraflops"]
 
 HELP = "time the layer beside the bare matrix products and other implementations"
 DESCRIPTION = """\
@@ -55,7 +59,9 @@ _GROUPS: dict[str, tuple[str, dict[str, Any]]] = {
     "jax": ("jax", {"jax.jit by hand": peers.jax_jit}),
     "cupy": ("cupy", {}),
 }
-_WHAT = ("forward", "backward", "both")
+_ON_GPU = {"torch": {"torch.compile(nn.Linear)": peers.torch_compiled}}  # beside those
+_WHAT = {"forward": 2, "backward": 4, "both": 6}  # and how many operations it has, in units of N·n·m
+_LARGE = 8192  # the square product that shows the rate of a card
 _SILENCE = 600.0  # seconds without a sign of life from a process
 
 
@@ -142,18 +148,38 @@ def _print_rows(found: dict[str, Any]) -> None:
     for group, facts in found["groups"].items():
         print(f"{group}: {facts['version']} on {facts['device']}; {facts['threads']}")
     print()
+    cold = any(row["cache"] == "cold" for row in found["rows"])
     rows, styles = [], []
     for key, some in itertools.groupby(found["rows"], key=lambda r: (r["group"], r["dtype"], r["shape"])):
         for name, each in itertools.groupby(some, key=lambda r: r["implementation"]):
-            by_what = {r["what"]: r for r in each}
-            both = by_what["both"]
-            times = [_microseconds(by_what[what]["median"]) for what in _WHAT]
-            ratio = f"{both['ratio']:.2f} ({both['ratio_low']:.2f}-{both['ratio_high']:.2f})"
-            rows.append((key[0], key[1], ", ".join(map(str, key[2])), name, *times, ratio))
+            by_what = {(r["what"], r["cache"]): r for r in each}
+            both = by_what["both", "warm"]
+            cells = [_microseconds(by_what[what, "warm"]["median"]) for what in _WHAT]
+            cells.append(f"{both['ratio']:.2f} ({both['ratio_low']:.2f}-{both['ratio_high']:.2f})")
+            if cold:
+                flushed = by_what.get(("both", "cold"))
+                cells.append("" if flushed is None else _microseconds(flushed["median"]))
+                cells += _rates(both, found["groups"][key[0]]["rates"].get(key[1]))
+            rows.append((key[0], key[1], ", ".join(map(str, key[2])), name, *cells))
             styles.append("dim" if name == "limit" else "bold" if name.startswith("xaffine") else "")
-    header = ("group", "dtype", "N, n, m", "implementation", *(f"{what}/µs" for what in _WHAT), "both/limit")
-    print_table(header, rows, styles)
+    header = ["group", "dtype", "N, n, m", "implementation", *(f"{what}/µs" for what in _WHAT), "both/limit"]
+    print_table((*header, *(["cold both/µs", "TFLOP/s", "of the card"] if cold else [])), rows, styles)
     print("\nlimit: the bare matrix products into ready memory. Ratios: median of the rounds, with quartiles.")
+    if cold:
+        print(f"cold: with the device's cache emptied before. of the card: of its rate in a bare product of {_LARGE}³.")
+
+
+def _rates(row: dict[str, Any], card: float | None) -> tuple[str, str]:
+    """TFLOP/s, and their share of those of the card."""
+    rate = teraflops(row)
+    return f"{rate:.1f}", "" if card is None else f"{rate / card:.2f}"
+
+
+def teraflops(row: dict[str, Any]) -> float:
+    """The 10¹² operations a second that a row stands for, counting those of the matrix products alone."""
+    seconds: float = row["median"]
+    N, n, m = row["shape"]
+    return 1e-12 * _WHAT[row["what"]] * float(N * n * m) / seconds
 
 
 def _microseconds(seconds: float) -> str:
@@ -183,36 +209,46 @@ def compare(
     Returns
     -------
     list of dict
-        A row for each implementation and each of forward, backward, both: ``median``, ``low`` and ``high``
-        (quartiles) in seconds; ``ratio`` with its quartiles, to the limit; ``to``, the ratio to each of the others.
+        A row for each implementation and each of forward, backward, both (and on a GPU with its cache warm and cold):
+        ``median``, ``low`` and ``high`` (quartiles) in seconds; ``ratio`` with its quartiles, to the limit; ``to``, the
+        ratio to each of the others.
     """
     name, others = _GROUPS[group]
     backend = backends.get(name)
+    clock = clock_of(backend, device or backend.devices[0])
+    if clock.flush is not None:
+        others = {**others, **_ON_GPU.get(group, {})}
     implementations = _implementations(backend, others, shape, dtype, device)
     counts: dict[tuple[str, str], int] = {}
-    samples: dict[tuple[str, str], list[float]] = {}
-    for key in itertools.product(implementations, _WHAT):
-        call = implementations[key[0]][key[1]]
+    samples: dict[tuple[str, str, str], list[float]] = {}
+    for implementation, what in itertools.product(implementations, _WHAT):
+        call = implementations[implementation][what]
         for _ in range(2):  # compile, fill caches
-            elapsed = _time(call, 1)
-        counts[key] = max(1, min(2000, int(2e-3 / max(_time(call, 1), 1e-9)))) if elapsed < 1e-3 else 1
-        samples[key] = []
+            elapsed = clock.time(call, 1)
+        count = max(1, min(2000, int(2e-3 / max(clock.time(call, 1), 1e-9)))) if elapsed < 1e-3 else 1
+        counts[implementation, what] = count
+        samples[implementation, what, "warm"] = []
+        if clock.flush is not None:
+            samples[implementation, what, "cold"] = []
     for number in range(rounds):
         keys = list(samples)
         for key in keys[number % len(keys) :] + keys[: number % len(keys)]:  # each begins a round now and then
-            call = implementations[key[0]][key[1]]
-            call(1)  # memory that lay idle meanwhile may take its time to come back
-            samples[key].append(_time(call, counts[key]))
+            implementation, what, cache = key
+            call = implementations[implementation][what]
+            for array in call(1):  # memory that lay idle meanwhile may take its time to come back
+                clock.wait(array)
+            cold = cache == "cold"
+            samples[key].append(clock.time_cold(call) if cold else clock.time(call, counts[implementation, what]))
     rows = []
-    for (implementation, what), times in samples.items():
+    for (implementation, what, cache), times in samples.items():
         low, median, high = _quartiles(times)
         ratios = {
-            other: _quartiles([a / b for a, b in zip(times, samples[other, what], strict=True)])
+            other: _quartiles([a / b for a, b in zip(times, samples[other, what, cache], strict=True)])
             for other in implementations
         }
         rows.append({
             "group": group, "dtype": dtype, "shape": list(shape), "implementation": implementation, "what": what,
-            "median": median, "low": low, "high": high,
+            "cache": cache, "median": median, "low": low, "high": high,
             "ratio_low": ratios["limit"][0], "ratio": ratios["limit"][1], "ratio_high": ratios["limit"][2],
             "to": {other: ratio[1] for other, ratio in ratios.items() if other != implementation},
         })  # fmt: skip
@@ -226,16 +262,10 @@ def _quartiles(values: list[float]) -> tuple[float, float, float]:
     return low, middle, high
 
 
-def _time(call: Callable[[int], None], count: int) -> float:
-    start = time.perf_counter()
-    call(count)
-    return (time.perf_counter() - start) / count
-
-
 def _implementations(
     backend: Backend, others: dict[str, Any], shape: tuple[int, int, int], dtype: str, device: Any
-) -> dict[str, dict[str, Callable[[int], None]]]:
-    """By name: forward, backward and both, each a function that makes so many calls and waits for the last."""
+) -> dict[str, dict[str, Callable[[int], tuple[Array, ...]]]]:
+    """By name: forward, backward and both, each a function that makes so many calls and returns what came last."""
     N, n, m = shape
     rng = np.random.default_rng()
     xp = backend.xp
@@ -247,14 +277,13 @@ def _implementations(
 
     x, W, b, dy = fresh(N, n), fresh(n, m), fresh(m), fresh(N, m)
 
-    def calls(forward: Callable[[], Any], backward: Callable[[], Any]) -> dict[str, Callable[[int], None]]:
-        def repeat(*functions: Callable[[], Any]) -> Callable[[int], None]:
-            def run(count: int) -> None:
+    def calls(forward: Callable[[], Any], backward: Callable[[], Any]) -> dict[str, Callable[[int], Any]]:
+        def repeat(*functions: Callable[[], Any]) -> Callable[[int], tuple[Array, ...]]:
+            def run(count: int) -> tuple[Array, ...]:
                 for _ in range(count):
                     for function in functions:
                         result = function()
-                for array in result if isinstance(result, tuple) else (result,):
-                    backend.wait(array)
+                return result if isinstance(result, tuple) else (result,)
 
             return run
 
@@ -301,13 +330,23 @@ def _child(arguments: dict[str, Any]) -> None:
             backend.use_full_precision()
         device = None if arguments["device"] is None else backend.device(arguments["device"])
         version = importlib.metadata.version("thinc") if group == "thinc" else backend.version
-        tell("group", version=version, device=str(device or backend.devices[0]), threads=_threads(backend))
+        clock = clock_of(backend, device or backend.devices[0])
+        facts = {"version": version, "device": str(device or backend.devices[0]), "clock": clock.name}
+        rates = {d: _rate(backend, d, device, clock) for d in arguments["dtypes"] if clock.flush is not None}
+        tell("group", **facts, threads=_threads(backend), rates=rates)
         for dtype in arguments["dtypes"]:
             for shape in arguments["shapes"]:
                 if group == "thinc" and dtype != "float32":
                     continue  # thinc computes in float32
                 for row in compare(group, tuple(shape), dtype, rounds=arguments["rounds"], device=device):
                     tell("row", **row)
+
+
+def _rate(backend: Backend, dtype: str, device: Any, clock: Clock, size: int = _LARGE) -> float:
+    """The TFLOP/s of a card in one large bare product of random operands."""
+    limit = _implementations(backend, {}, (size,) * 3, dtype, device)["limit"]["forward"]
+    median = statistics.median([clock.time(limit, 1) for _ in range(7)][2:])
+    return teraflops({"what": "forward", "shape": (size,) * 3, "median": median})
 
 
 def _threads(backend: Backend) -> str:

@@ -27,7 +27,11 @@ def draw_ratios(found: dict[str, Any], file: Path) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    rows = [row for row in found["rows"] if row["what"] == "both" and row["implementation"] != "limit"]
+    rows = [
+        row
+        for row in found["rows"]
+        if (row["what"], row["cache"]) == ("both", "warm") and row["implementation"] != "limit"
+    ]
     groups, dtypes = (list(dict.fromkeys(row[key] for row in rows)) for key in ("group", "dtype"))
     size = (1.5 + 3 * len(groups), 0.5 + 3 * len(dtypes))
     figure, axes = plt.subplots(
@@ -49,5 +53,7 @@ def draw_ratios(found: dict[str, Any], file: Path) -> None:
     for axis in axes[:, 0]:
         axis.set_ylabel("forward + backward / bare products")
     figure.suptitle(f"{found['system']}, {found['cores']} cores, {found['date']}", fontsize="small")
-    figure.savefig(file)
+    plain = {"Date": None} if file.suffix == ".svg" else {}
+    with mpl.rc_context({"svg.hashsalt": "xaffine"}):  # the same drawing for the same figures
+        figure.savefig(file, metadata=plain)
     plt.close(figure)

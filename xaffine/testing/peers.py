@@ -109,15 +109,20 @@ def torch_module(W: Any, b: Any = None) -> Any:
     W : torch.Tensor, shape (n, m)
     b : torch.Tensor, shape (m,), optional
     """
+    return _torch_module(W, b, lambda linear: linear)
+
+
+def _torch_module(W: Any, b: Any, compiled: Any) -> Any:
     import torch
 
     linear: Any = torch.nn.Linear(1, 1)
     linear.weight = torch.nn.Parameter(W.mT.contiguous().clone())
     linear.bias = None if b is None else torch.nn.Parameter(b.clone())
+    call = compiled(linear)
 
     def differentiate(x: Any, *_: Any) -> Any:
         x = x.detach().requires_grad_()
-        y = linear(x)
+        y = call(x)
 
         def vjp(dy: Any) -> Any:
             linear.zero_grad(set_to_none=True)
@@ -129,6 +134,20 @@ def torch_module(W: Any, b: Any = None) -> Any:
         return y, vjp
 
     return _Differentiated(W, b, differentiate)
+
+
+def torch_compiled(W: Any, b: Any = None) -> Any:
+    """Make the layer of `torch_module` with its forward, and the backward that autograd finds, compiled.
+
+    Parameters
+    ----------
+    W : torch.Tensor, shape (n, m)
+    b : torch.Tensor, shape (m,), optional
+    """
+    import torch
+
+    torch.compiler.reset()  # after a few shapes torch would give up compiling, and say nothing
+    return _torch_module(W, b, torch.compile)
 
 
 def jax_jit(W: Any, b: Any = None) -> Any:
@@ -160,6 +179,7 @@ def _jax_functions() -> Any:
 _SHAPES = frozenset({"no-bias", "vectors", "last-axis", "empty"})
 torch_linear.supports = _SHAPES  # type: ignore[attr-defined]
 torch_module.supports = _SHAPES  # type: ignore[attr-defined]
+torch_compiled.supports = _SHAPES  # type: ignore[attr-defined]
 jax_jit.supports = frozenset({"empty"})  # type: ignore[attr-defined]
 jax_vjp.supports = _SHAPES  # type: ignore[attr-defined]
 
