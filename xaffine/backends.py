@@ -25,8 +25,9 @@ import array_api_compat
 import numpy as np
 
 __all__ = [
-    "Array", "Backend", "device_of", "get", "installed", "is_gpu", "is_half", "is_of_kind", "is_recorded", "library_of",
-    "memory_of", "names", "namespace_of", "on_device_of", "overlap", "share_memory",
+    "Array", "Backend", "backend_of", "device_of", "dtype_name", "get", "installed", "is_gpu", "is_half",
+    "is_of_kind", "is_recorded", "library_of", "memory_of", "move", "names", "namespace_of", "on_device_of",
+    "overlap", "share_memory",
 ]  # fmt: skip
 
 Array: TypeAlias = Any
@@ -156,6 +157,27 @@ class Backend:
             Of the same shape.
         """
         return self.xp.asarray(self._from_numpy(array), device=device)
+
+    def from_values(self, values: np.ndarray, dtype: str, *, device: Any = None) -> Array:
+        """An array of this library with values of NumPy in a dtype, bfloat16 included, and memory of its own.
+
+        Parameters
+        ----------
+        values : numpy.ndarray
+            Any shape; of the kind of `dtype`.
+        dtype : str
+            One of `dtypes`.
+        device : optional
+            One of `devices`; the default one if not given.
+
+        Returns
+        -------
+        array
+            Of the same shape. The values are rounded on the host, the same for every library.
+        """
+        host = values.astype("float32" if dtype == "bfloat16" else dtype)
+        native = self.from_numpy(host, device=device)
+        return self.xp.astype(native, self.dtype(dtype)) if dtype == "bfloat16" else native
 
     def to_numpy(self, array: Array) -> np.ndarray:
         """A NumPy array with the values of an array of this library, from whatever device it is on.
@@ -385,6 +407,98 @@ def namespace_of(array: Array) -> ModuleType:
             raise TypeError(msg)
         xp = _NAMESPACES[key] = array_api_compat.array_namespace(array)
     return xp
+
+
+def backend_of(array: Array) -> Backend:
+    """The backend that an array belongs to.
+
+    Raises
+    ------
+    TypeError
+        It is no array, or one of a library that the registry does not have.
+
+    Examples
+    --------
+    >>> backend_of(np.ones(2))
+    <xaffine backend 'numpy'>
+    """
+    xp = namespace_of(array)
+    for backend in _REGISTRY.values():
+        if backend._namespace == xp.__name__:
+            return backend
+    msg = f"no backend has arrays of {library_of(xp)}; the backends are {', '.join(_REGISTRY)}"
+    raise TypeError(msg)
+
+
+def dtype_name(dtype: Any) -> str:
+    """The name of a dtype of any library.
+
+    >>> dtype_name(np.dtype("float32"))
+    'float32'
+    """
+    return str(dtype).rpartition(".")[2].lower()
+
+
+def _kind(dtype: str) -> str:
+    """Complex, integer or real floating, by the name of a dtype."""
+    return "complex" if dtype.startswith("complex") else "integer" if "int" in dtype else "floating"
+
+
+def move(array: Array, backend: Backend, *, device: Any = None, dtype: str | None = None) -> Array:
+    """Bring an array to a library, a device and a dtype: by DLPack where both libraries have it, else by the host.
+
+    Parameters
+    ----------
+    array
+        Of any backend; a lazy one is computed.
+    backend : Backend
+        Where to.
+    device : optional
+        One of the backend's devices; by default where the array is, or the default one of another library.
+    dtype : str, optional
+        By default that of the array.
+
+    Returns
+    -------
+    array
+        The same one where nothing changes, else one with memory of its own.
+
+    Raises
+    ------
+    TypeError
+        As `backend_of`; or a dtype of another kind: integer, real floating, complex floating.
+    ValueError
+        The backend has no such dtype there.
+
+    Examples
+    --------
+    >>> x = np.ones(2)
+    >>> move(x, get("numpy")) is x, move(x, get("numpy"), dtype="float32").dtype.name
+    (True, 'float32')
+    """
+    source = backend_of(array)
+    name = own = dtype_name(array.dtype)
+    if dtype is not None:
+        name = dtype
+        if _kind(name) != _kind(own):
+            msg = f"{own} and {name} are dtypes of two kinds: stay among those of {_kind(own)} numbers"
+            raise TypeError(msg)
+    if name not in backend.dtypes(device):
+        msg = f"{backend.name} has no dtype {name!r}{'' if device is None else f' on {device}'}; it has "
+        raise ValueError(msg + ", ".join(backend.dtypes(device)))
+    if source is not backend:
+        array = _carried(array, source, backend, name)
+    if device is not None and device_of(array) != device:
+        array = array_api_compat.to_device(array, device)
+    return array if dtype_name(array.dtype) == name else backend.xp.astype(array, backend.dtype(name))
+
+
+def _carried(array: Array, source: Backend, backend: Backend, dtype: str) -> Array:
+    """A copy of an array in another library, on whatever device; by way of the host in that dtype."""
+    try:
+        return backend.xp.asarray(backend.xp.from_dlpack(array), copy=True)
+    except Exception:  # one of them has no DLPack, or none for this dtype, device, or read-only memory
+        return backend.from_values(np.array(source.to_numpy(array)), dtype)
 
 
 def library_of(xp: ModuleType) -> str:

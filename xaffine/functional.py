@@ -4,6 +4,10 @@ For a scalar L that depends on y = x W + b, with dy = ∂L/∂y,
 
     dx = dy Wᵀ        dW = xᵀ dy        db = Σ over the batch of dy
 
+and where the operands move with the velocities ẋ, Ẇ and ḃ, y moves with
+
+    ẏ = ẋ W + x Ẇ + ḃ
+
 Every function takes the same way: check, flatten to matrices, multiply, restore the shape.
 """
 
@@ -18,12 +22,22 @@ import numpy as np
 from xaffine.backends import Array, namespace_of, on_device_of, share_memory
 from xaffine.kernels import compiler_for, kernel_of
 from xaffine.kernels import numpy as numpy_kernel
-from xaffine.shapes import Operands, check, check_apart, check_cotangent, check_out, flatten, restore
+from xaffine.shapes import (
+    Operands,
+    cast,
+    check,
+    check_apart,
+    check_cotangent,
+    check_out,
+    check_tangents,
+    flatten,
+    restore,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from types import ModuleType
 
-__all__ = ["Gradients", "affine", "affine_backward", "affine_vjp"]
+__all__ = ["Gradients", "affine", "affine_backward", "affine_jvp", "affine_vjp"]
 
 
 class Gradients(NamedTuple):
@@ -221,6 +235,86 @@ def affine_vjp(
     return _forward(operands, out), partial(_backward, operands)
 
 
+def affine_jvp(
+    primals: tuple[Array, ...], tangents: tuple[Array | None, ...], /, *, n_batch_axes: int | None = None
+) -> tuple[Array, Array]:
+    """Compute y = x W + b and its derivative along a direction, ẏ = ẋ W + x Ẇ + ḃ.
+
+    Parameters
+    ----------
+    primals : tuple (x, W) or (x, W, b)
+        As in `affine`; b may be None.
+    tangents : tuple (x_dot, W_dot) or (x_dot, W_dot, b_dot)
+        The direction: each of the shape of its primal and of the same kind of dtype, or None where it is zero. A zero
+        costs nothing.
+    n_batch_axes : int, optional
+        As in `affine`.
+
+    Returns
+    -------
+    y, y_dot : array, shape batch + (m,)
+        Both in the common dtype of x, W and b.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `affine`; ValueError too for a tangent of another shape than its primal, and for one of no bias.
+
+    Notes
+    -----
+    Forward mode: one product with the Jacobian, where `affine_vjp` takes one with its transpose. For every direction
+    and every dy, ⟨ẏ, dy⟩ = ⟨ẋ, dx⟩ + ⟨Ẇ, dW⟩ + ⟨ḃ, db⟩.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xaffine import affine_jvp
+    >>> x, W, b = np.asarray([[1.0, 2.0]]), np.asarray([[3.0], [4.0]]), np.asarray([5.0])
+    >>> y, y_dot = affine_jvp((x, W, b), (np.asarray([[1.0, 0.0]]), None, np.asarray([2.0])))
+    >>> y.tolist(), y_dot.tolist()
+    ([[16.0]], [[5.0]])
+    """
+    x, W, b = triple("primals", primals)
+    x_dot, W_dot, b_dot = triple("tangents", tangents)
+    operands = check(x, W, b, n_batch_axes)
+    dtype = check_tangents(operands, {"x_dot": x_dot, "W_dot": W_dot, "b_dot": b_dot})
+    return _forward(operands, None), along(operands, x_dot, W_dot, b_dot, dtype, operands.dtype)
+
+
+def triple(name: str, some: tuple[Array | None, ...]) -> tuple[Array | None, ...]:
+    """What came for x, W and b, where that for b may be left out."""
+    if not isinstance(some, tuple) or len(some) not in (2, 3):
+        came = f"a tuple of {len(some)}" if isinstance(some, tuple) else f"a {type(some).__name__}"
+        msg = f"{name} must be a tuple of two or three, for x, W and b; it came as {came}"
+        raise TypeError(msg)
+    return (*some, None)[:3]
+
+
+def along(
+    operands: Operands, x_dot: Array | None, W_dot: Array | None, b_dot: Array | None, dtype: Any, own: Any
+) -> Array:
+    """ẏ = ẋ W + x Ẇ + ḃ of checked arrays, computed in one dtype and returned in its own."""
+    x, W, _, k, *_ = operands
+    xp = namespace_of(x)
+
+    def product(x: Array, W: Array, b: Array | None) -> Array:
+        factors = cast(xp, flatten(xp, x, k), dtype), cast(xp, W, dtype)
+        return kernel_of(*factors).forward(*factors, b)
+
+    with on_device_of(x):
+        bias = None if b_dot is None else cast(xp, b_dot, dtype)
+        if x_dot is not None and W_dot is not None:
+            y_dot = xp.add(product(x_dot, W, bias), product(x, W_dot, None))
+        elif x_dot is not None:
+            y_dot = product(x_dot, W, bias)
+        elif W_dot is not None:
+            y_dot = product(x, W_dot, bias)
+        else:  # a layer without features is its bias
+            matrix = flatten(xp, x, k)
+            y_dot = kernel_of(matrix, W).forward(cast(xp, matrix[:, :0], dtype), cast(xp, W[:0, :], dtype), bias)
+        return restore(xp, cast(xp, y_dot, own), operands.y_shape, k)
+
+
 def _pull_back(
     x: Array,
     W: Array,
@@ -275,10 +369,10 @@ def _forward(operands: Operands, out: Array | None) -> Array:
         check_apart({"out": out}, x=x, W=W, b=b)
     with on_device_of(x):
         buffer = None if out is None else flatten(xp, out, k)
-        b = None if b is None else _cast(xp, b, dtype)
-        x, W = flatten(xp, _cast(xp, x, dtype), k), _cast(xp, W, dtype)
+        b = None if b is None else cast(xp, b, dtype)
+        x, W = flatten(xp, cast(xp, x, dtype), k), cast(xp, W, dtype)
         y = kernel_of(x, W).forward(x, W, b, buffer)
-        return _write(restore(xp, _cast(xp, y, dtype), y_shape, k), out)
+        return _write(restore(xp, cast(xp, y, dtype), y_shape, k), out)
 
 
 def _backward(operands: Operands, dy: Array, out: Outs | None = None, wrt: Iterable[str] = _OPERANDS) -> Gradients:
@@ -292,11 +386,11 @@ def _backward(operands: Operands, dy: Array, out: Outs | None = None, wrt: Itera
         _check_outs(out, dy, operands, wanted)
     with on_device_of(x):
         buffers = (None, None, None) if out is None else _fillable(xp, out, k, dtype)
-        matrices = flatten(xp, _cast(xp, dy, dtype), k), flatten(xp, _cast(xp, x, dtype), k), _cast(xp, W, dtype)
+        matrices = flatten(xp, cast(xp, dy, dtype), k), flatten(xp, cast(xp, x, dtype), k), cast(xp, W, dtype)
         dx, dW, db = kernel_of(*matrices).backward(*matrices, wanted, buffers)
-        dx = None if dx is None else restore(xp, _cast(xp, dx, x.dtype), x.shape, k)
-        dW = None if dW is None else _cast(xp, dW, W.dtype)
-        db = None if b is None or db is None else _cast(xp, db, b.dtype)
+        dx = None if dx is None else restore(xp, cast(xp, dx, x.dtype), x.shape, k)
+        dW = None if dW is None else cast(xp, dW, W.dtype)
+        db = None if b is None or db is None else cast(xp, db, b.dtype)
         return Gradients(dx, dW, db) if out is None else Gradients(*map(_write, (dx, dW, db), out))
 
 
@@ -304,10 +398,6 @@ def _fillable(xp: ModuleType, out: Outs, n_batch_axes: int, dtype: Any) -> Outs:
     """The buffers that a kernel can fill: those of the dtype that it computes in, dx as a matrix."""
     dx, dW, db = (buffer if buffer is not None and buffer.dtype == dtype else None for buffer in out)
     return (None if dx is None else flatten(xp, dx, n_batch_axes), dW, db)
-
-
-def _cast(xp: ModuleType, array: Array, dtype: Any) -> Array:
-    return array if array.dtype == dtype else xp.astype(array, dtype)
 
 
 def _check_wrt(wrt: Iterable[str], b: Array | None) -> tuple[str, ...]:

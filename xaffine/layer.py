@@ -1,14 +1,20 @@
-"""The affine layer as an object that remembers its latest forward."""
+"""The affine layer as an object that remembers its latest forward: initialise, run, accumulate, move, save, load."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from xaffine import backends, initializers, storage
+from xaffine.backends import is_half, is_recorded, namespace_of, on_device_of
 from xaffine.functional import affine_vjp
 from xaffine.kernels import kernel_of
-from xaffine.shapes import check_parameters, describe
+from xaffine.shapes import cast, check_parameters, check_sum, describe, is_writable
 
 if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterable
+    from typing import Self
+
     from xaffine.backends import Array
     from xaffine.functional import Outs, Vjp
 
@@ -32,7 +38,7 @@ class AffineLayer:
     W, b : array
         The parameters. Assign to them to use others from the next forward on.
     dW, db : array or None
-        The gradients from the latest backward; None before it, and db without a bias.
+        The gradients from the latest backward, or the sums of several; None before it, and db without a bias.
     n_batch_axes : int or None
         As given.
 
@@ -69,6 +75,7 @@ class AffineLayer:
         self.W = W
         self.b = b
         self.n_batch_axes = n_batch_axes
+        self._sums: dict[str, tuple[Array, Array | None]] = {}  # of halves: a sum, and the same in float32
 
     def __repr__(self) -> str:
         axes = "" if self.n_batch_axes is None else f", n_batch_axes={self.n_batch_axes}"
@@ -100,30 +107,257 @@ class AffineLayer:
         y, self._vjp = affine_vjp(x, self.W, self.b, n_batch_axes=self.n_batch_axes, out=out)
         return y
 
-    def backward(self, dy: Array, *, out: Outs | None = None) -> Array:
+    def backward(
+        self,
+        dy: Array,
+        *,
+        wrt: Iterable[str] = ("x", "W", "b"),
+        accumulate: bool = False,
+        out: Outs | None = None,
+    ) -> Array | None:
         """Compute the gradients at the latest forward; store dW and db, return dx.
 
         Parameters
         ----------
         dy : array, shape batch + (m,)
             ∂L/∂y for the latest y.
+        wrt : iterable of {"x", "W", "b"}, optional
+            The gradients wanted. The others are None and cost nothing.
+        accumulate : bool, optional
+            Add to dW and db what comes, so that the parts of a batch give the gradients of the whole: in place where
+            the arrays can be written, so that whoever holds them sees the sum. Those that are not wanted stay as they
+            are, and None counts as zero.
         out : tuple (dx, dW, db) of arrays or None, optional
             Buffers that are filled with the gradients, returned or stored; None where a new array is wanted.
 
         Returns
         -------
-        array
-            ∂L/∂x, with the shape and the dtype of x.
+        array or None
+            ∂L/∂x, with the shape and the dtype of x; None where it is not wanted.
 
         Raises
         ------
         RuntimeError
             There was no forward yet.
         TypeError, ValueError
-            As `xaffine.affine_backward`; the layer is then as it was.
+            As `xaffine.affine_backward`; also for `accumulate` with buffers for dW or db, or onto a dW or db of
+            another shape or library. The layer is then as it was.
+
+        Notes
+        -----
+        Sums of half-precision gradients are kept in float32 beside dW and db, which are rounded from them each time. A
+        dW that was assigned anew starts a new sum; what is written into one is not seen.
         """
         if self._vjp is None:
             msg = "backward needs a forward before it: call layer.forward(x) first"
             raise RuntimeError(msg)
-        dx, self.dW, self.db = self._vjp(dy, out)
+        if not accumulate:
+            dx, self.dW, self.db = self._vjp(dy, out, wrt)
+            self._sums = {}
+            return dx
+        if out is not None:
+            msg = "accumulate adds to dW and db in place, and out names other places for them: leave out one of the two"
+            raise ValueError(msg)
+        dx, *more = self._vjp(dy, None, wrt)
+        gradients = {name: new for name, new in zip(("dW", "db"), more, strict=True) if new is not None}
+        for name, new in gradients.items():
+            if getattr(self, name) is not None:
+                check_sum(name, getattr(self, name), new)
+        for name, new in gradients.items():
+            self._sums[name] = self._sum(name, new)
+            setattr(self, name, self._sums[name][0])
         return dx
+
+    def _sum(self, name: str, new: Array) -> tuple[Array, Array | None]:
+        """What is there and what is new, and of halves the same in float32."""
+        old = getattr(self, name)
+        if old is None:
+            return new, None
+        xp = namespace_of(old)
+        in_place = is_writable(old) and not is_recorded(old)
+        with on_device_of(old):
+            if is_half(old.dtype):
+                known, wide = self._sums.get(name, (None, None))
+                wide = cast(xp, old, xp.float32) if known is not old or wide is None else wide
+                wide = xp.add(wide, cast(xp, new, xp.float32))
+                total = cast(xp, wide, old.dtype)
+                if in_place:
+                    old[...] = total
+                return (old if in_place else total), wide
+            new = cast(xp, new, old.dtype)
+            if in_place:
+                old += new
+                return old, None
+            return xp.add(old, new), None
+
+    @classmethod
+    def random(
+        cls,
+        n: int,
+        m: int,
+        *,
+        xp: str = "numpy",
+        device: Any = None,
+        dtype: str = "float32",
+        bias: bool = True,
+        scheme: str = "kaiming_uniform",
+        seed: int | None = None,
+        n_batch_axes: int | None = None,
+    ) -> Self:
+        """Make a layer with random weights and a bias of zeros.
+
+        Parameters
+        ----------
+        n, m : int
+            Input and output features.
+        xp : str
+            The name of a backend, one of `xaffine.backends.names`.
+        device : optional
+            One of its devices, or its text; the default one if not given.
+        dtype : str
+            A floating one of its dtypes.
+        bias : bool
+            Whether there is a b.
+        scheme : str
+            One of `xaffine.initializers.SCHEMES`, whose formulas and sources are there: kaiming, xavier (glorot) or
+            lecun, each uniform or normal, or zeros.
+        seed : int, optional
+            The same one gives the same weights, to the last bit, on every backend; by default fresh ones.
+        n_batch_axes : int, optional
+            As in the constructor.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `xaffine.initializers.draw`; ValueError too for a dtype that the backend lacks or that is no floating
+            one; ImportError and RuntimeError as `xaffine.backends.get`.
+
+        Examples
+        --------
+        >>> layer = AffineLayer.random(64, 10, seed=0)
+        >>> layer
+        <AffineLayer: W is float32 (64, 10) (numpy on cpu); b is float32 (10,) (numpy on cpu)>
+        """
+        backend = backends.get(xp)
+        device = None if device is None else backend.device(device)
+        floating = [name for name in backend.dtypes(device) if "int" not in name]
+        if dtype not in floating:
+            msg = f"weights are drawn in one of {', '.join(floating)} on {xp}, not in {dtype!r}"
+            raise ValueError(msg)
+        W = initializers.draw(scheme, n, m, seed=seed, complex_=dtype.startswith("complex"))
+        b = W[:0].sum(axis=0) if bias else None
+        return cls(
+            *(None if array is None else backend.from_values(array, dtype, device=device) for array in (W, b)),
+            n_batch_axes=n_batch_axes,
+        )
+
+    def to(self, xp: str, *, device: Any = None, dtype: str | None = None) -> Self:
+        """Bring the layer to another library, device or dtype: train on CuPy, serve on NumPy.
+
+        Parameters
+        ----------
+        xp : str
+            The name of a backend, one of `xaffine.backends.names`.
+        device : optional
+            One of its devices, or its text; by default where the weights are, or the default one of another library.
+        dtype : str, optional
+            One of its dtypes, by default that of each weight.
+
+        Returns
+        -------
+        AffineLayer
+            A new layer without gradients. Weights that need not change are shared with this one; others are copies.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `xaffine.backends.move`; ImportError and RuntimeError as `xaffine.backends.get`.
+
+        Examples
+        --------
+        >>> layer = AffineLayer.random(3, 2, dtype="float32")
+        >>> layer.to("numpy").W is layer.W, layer.to("numpy", dtype="float64").W.dtype.name
+        (True, 'float64')
+        """
+        backend = backends.get(xp)
+        device = None if device is None else backend.device(device)
+        moved = [
+            None if array is None else backends.move(array, backend, device=device, dtype=dtype)
+            for array in (self.W, self.b)
+        ]
+        return type(self)(*moved, n_batch_axes=self.n_batch_axes)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Save W, b and n_batch_axes to a file (extra ``io``); a file that was there is replaced in one step.
+
+        Parameters
+        ----------
+        path : path-like
+            A safetensors file with tensors "W" and "b", which that library reads by itself.
+
+        Raises
+        ------
+        ImportError
+            safetensors is not installed.
+        OSError
+            The file cannot be written; one that was there is as it was.
+        TypeError
+            A dtype that the format lacks: complex128.
+        """
+        storage.write(path, self.W, self.b, self.n_batch_axes)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, xp: str = "numpy", device: Any = None) -> Self:
+        """Load what `save` saved (extra ``io``).
+
+        Parameters
+        ----------
+        path : path-like
+            The file. Nothing in it is ever run.
+        xp : str
+            The name of the backend whose arrays to make, whichever they were.
+        device : optional
+            One of its devices, or its text.
+
+        Raises
+        ------
+        ImportError, RuntimeError
+            safetensors is not installed; or as `xaffine.backends.get`.
+        OSError
+            The file cannot be read.
+        ValueError
+            It is not what was saved: truncated, changed, another format; or a dtype that the backend lacks.
+        """
+        backend = backends.get(xp)
+        W, b, n_batch_axes = storage.read(path, backend, None if device is None else backend.device(device))
+        return cls(W, b, n_batch_axes=n_batch_axes)
+
+    @classmethod
+    def load_linear(
+        cls, path: str | os.PathLike[str], prefix: str = "", *, xp: str = "numpy", device: Any = None
+    ) -> Self:
+        """Load a linear layer of torch, or of whoever stores ``weight`` (m, n) and ``bias`` (m,) (extra ``io``).
+
+        Parameters
+        ----------
+        path : path-like
+            A safetensors checkpoint.
+        prefix : str
+            What stands before "weight" and "bias", such as "encoder.fc1.".
+        xp, device
+            As in `load`.
+
+        Raises
+        ------
+        ImportError, RuntimeError, OSError, ValueError
+            As `load`; ValueError too where the checkpoint has no such weight.
+
+        Notes
+        -----
+        A ``torch.nn.Linear`` in memory needs no file: ``AffineLayer(linear.weight.detach().mT, linear.bias.detach())``
+        shares its weights.
+        """
+        backend = backends.get(xp)
+        device = None if device is None else backend.device(device)
+        W, b = storage.read_linear(path, prefix, backend, device)
+        return cls(W, b, n_batch_axes=-1)

@@ -18,6 +18,7 @@ import numpy as np
 from xaffine.backends import (
     Array,
     device_of,
+    dtype_name,
     is_of_kind,
     is_recorded,
     library_of,
@@ -27,8 +28,8 @@ from xaffine.backends import (
 )  # fmt: skip
 
 __all__ = [
-    "Operands", "check", "check_apart", "check_cotangent", "check_out", "check_parameters", "describe", "flatten",
-    "restore",
+    "Operands", "cast", "check", "check_apart", "check_cotangent", "check_out", "check_parameters", "check_sum",
+    "check_tangents", "describe", "flatten", "is_writable", "reshape", "restore",
 ]  # fmt: skip
 
 _KINDS = ("integral", "real floating", "complex floating")
@@ -110,6 +111,30 @@ def check_cotangent(dy: Array, operands: Operands) -> Any:
     return dtype
 
 
+def check_tangents(operands: Operands, tangents: dict[str, Array | None], **others: Array) -> Any:
+    """Check arrays that go with x, W and b, in this order and by the names to call them: None, or of their shapes.
+
+    Returns the dtype in which to compute with them, the operands and the others. Raises as `check` does; ValueError too
+    for one that goes with no bias.
+    """
+    primals = {"x": operands.x, "W": operands.W, "b": operands.b}
+    given = {name: array for name, array in {**others, **primals, **tangents}.items() if array is not None}
+    dtype = _check_together(**given)
+    for (name, tangent), (letter, primal) in zip(tangents.items(), primals.items(), strict=True):
+        if tangent is None:
+            continue
+        if primal is None:
+            msg = f"{name} goes with b, which is None: {describe(**given)}. Pass a bias, or None for {name}"
+            raise ValueError(msg)
+        if _shapes_differ(tangent.shape, primal.shape):
+            msg = (
+                f"{name} must have the shape of {letter}, {_text(primal.shape)}, never broadcast: "
+                f"{describe(**given)}. Pass None where it is zero"
+            )
+            raise ValueError(msg)
+    return dtype
+
+
 def check_out(name: str, out: Array, like: Array, shape: tuple[int, ...], dtype: Any) -> None:
     """Check a buffer for a result of that shape and dtype, which lives where `like` lives.
 
@@ -120,7 +145,7 @@ def check_out(name: str, out: Array, like: Array, shape: tuple[int, ...], dtype:
     ValueError
         Another shape or device.
     """
-    if type(out) is type(like) is np.ndarray and out.dtype is dtype and out.shape == shape and _is_writable(out):
+    if type(out) is type(like) is np.ndarray and out.dtype is dtype and out.shape == shape and is_writable(out):
         return  # at a glance
     error: type[Exception] = TypeError
     try:
@@ -134,14 +159,14 @@ def check_out(name: str, out: Array, like: Array, shape: tuple[int, ...], dtype:
     elif _shapes_differ(out.shape, shape):
         fault, error = f"must have the shape {_text(shape)}", ValueError
     elif out.dtype != dtype:
-        fault = f"must have the dtype {_dtype_name(dtype)}"
-    elif not _is_writable(out):
+        fault = f"must have the dtype {dtype_name(dtype)}"
+    elif not is_writable(out):
         fault = "cannot be written, being immutable or read-only"
     else:
         return
     msg = (
         f"{name} {fault}: {describe(**{name: out})}. Pass a buffer of shape {_text(shape)} and dtype "
-        f"{_dtype_name(dtype)} that lives where x, W and b do, or none"
+        f"{dtype_name(dtype)} that lives where x, W and b do, or none"
     )
     raise error(msg)
 
@@ -174,7 +199,25 @@ def check_apart(buffers: dict[str, Array], **operands: Array | None) -> None:
             raise ValueError(msg)
 
 
-def _is_writable(array: Array) -> bool:
+def check_sum(name: str, old: Array, new: Array) -> None:
+    """Check that a gradient can be added to one that is there.
+
+    Raises
+    ------
+    TypeError
+        They are arrays of two libraries, or of dtypes that do not go together.
+    ValueError
+        Shapes or devices that differ.
+    """
+    named = {f"the {name} that is there": old, f"the new {name}": new}
+    _check_together(**named)
+    if _shapes_differ(old.shape, new.shape):
+        msg = f"gradients that are added up must have one shape: {describe(**named)}. Set layer.{name} = None first"
+        raise ValueError(msg)
+
+
+def is_writable(array: Array) -> bool:
+    """Whether elements of an array can be assigned."""
     if not array_api_compat.is_writeable_array(array):
         return False
     if type(array) is np.ndarray:
@@ -194,14 +237,19 @@ def flatten(xp: ModuleType, array: Array, n_batch_axes: int) -> Array:
     """Reshape an array to a matrix: its batch axes to rows, its features to columns."""
     if array.ndim == 2 and n_batch_axes == 1:
         return array
-    return _reshape(xp, array, (_size(array.shape[:n_batch_axes]), _size(array.shape[n_batch_axes:])))
+    return reshape(xp, array, (_size(array.shape[:n_batch_axes]), _size(array.shape[n_batch_axes:])))
 
 
 def restore(xp: ModuleType, matrix: Array, shape: tuple[int, ...], n_batch_axes: int) -> Array:
     """Undo `flatten`: reshape a matrix to the shape that it came from."""
     if len(shape) == 2 and n_batch_axes == 1:
         return matrix
-    return _reshape(xp, matrix, shape)
+    return reshape(xp, matrix, shape)
+
+
+def cast(xp: ModuleType, array: Array, dtype: Any) -> Array:
+    """An array in a dtype: itself, where it has it."""
+    return array if array.dtype == dtype else xp.astype(array, dtype)
 
 
 def _named(b: Array | None, **operands: Any) -> dict[str, Any]:
@@ -221,11 +269,7 @@ def _describe(operand: Any) -> str:
         return repr(operand) if operand is None else f"a {type(operand).__module__}.{type(operand).__qualname__}"
     device = device_of(operand)
     place = library if device is None else f"{library} on {device}"
-    return f"{_dtype_name(operand.dtype)} {_text(operand.shape)} ({place})"
-
-
-def _dtype_name(dtype: Any) -> str:
-    return str(dtype).rpartition(".")[2]
+    return f"{dtype_name(operand.dtype)} {_text(operand.shape)} ({place})"
 
 
 def _text(shape: tuple[Any, ...]) -> str:
@@ -250,7 +294,8 @@ def _size(extents: tuple[Any, ...]) -> int | None:
     return math.prod(extents) if all(map(_known, extents)) else None
 
 
-def _reshape(xp: ModuleType, array: Array, shape: tuple[Any, ...]) -> Array:
+def reshape(xp: ModuleType, array: Array, shape: tuple[Any, ...]) -> Array:
+    """Reshape an array, where at most one extent is not known yet."""
     if all(map(_known, shape)):
         return xp.reshape(array, shape)
     inferred = tuple(extent if _known(extent) else -1 for extent in shape)
@@ -327,8 +372,8 @@ def _check_dtypes(xp: ModuleType, operands: dict[str, Any]) -> Any:
             common = None
         if common is not None and is_of_kind(xp, common, _KINDS[kinds[0]]):
             return common
-    widest = _dtype_name(dtypes[kinds.index(max(kinds))]) if max(kinds) != -1 else "a floating dtype"
-    others = [name for name, operand in operands.items() if _dtype_name(operand.dtype) != widest]
+    widest = dtype_name(dtypes[kinds.index(max(kinds))]) if max(kinds) != -1 else "a floating dtype"
+    others = [name for name, operand in operands.items() if dtype_name(operand.dtype) != widest]
     msg = (
         f"the dtypes must be of one kind (integer, real floating or complex floating) and have a common dtype: "
         f"{describe(**operands)}. Cast {' and '.join(others)} to {widest} first, with xp.astype"

@@ -1,0 +1,151 @@
+"""Initial weights by the schemes of the field, the same to the last bit on every array library.
+
+Values are drawn by NumPy in float64, rounded to the dtype, and then handed to the library: one seed gives one W
+everywhere. In each formula n is the number of input features ("fan in") and m that of output features ("fan out").
+
+>>> draw("lecun_normal", 4, 3, seed=0).shape
+(4, 3)
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = [
+    "SCHEMES", "draw", "kaiming_normal", "kaiming_uniform", "lecun_normal", "lecun_uniform", "xavier_normal",
+    "xavier_uniform", "zeros",
+]  # fmt: skip
+
+
+def kaiming_uniform(rng: np.random.Generator, n: int, m: int) -> np.ndarray:
+    """Uniform in ±√(6 / n), a variance of 2 / n: keeps the variance from layer to layer under ReLU.
+
+    K. He, X. Zhang, S. Ren, J. Sun, "Delving deep into rectifiers", ICCV 2015, (10). torch's ``nn.Linear`` draws from
+    ±√(1 / n) instead, `lecun_uniform` divided by √3.
+    """
+    return _uniform(rng, n, m, 2 / n)
+
+
+def kaiming_normal(rng: np.random.Generator, n: int, m: int) -> np.ndarray:
+    """Normal with variance 2 / n: keeps the variance from layer to layer under ReLU.
+
+    K. He, X. Zhang, S. Ren, J. Sun, "Delving deep into rectifiers", ICCV 2015, (10).
+    """
+    return _normal(rng, n, m, 2 / n)
+
+
+def xavier_uniform(rng: np.random.Generator, n: int, m: int) -> np.ndarray:
+    """Uniform in ±√(6 / (n + m)), a variance of 2 / (n + m): between those that keep y and dx. Also "glorot_uniform".
+
+    X. Glorot, Y. Bengio, "Understanding the difficulty of training deep feedforward neural networks", AISTATS 2010,
+    (16).
+    """
+    return _uniform(rng, n, m, 2 / (n + m))
+
+
+def xavier_normal(rng: np.random.Generator, n: int, m: int) -> np.ndarray:
+    """Normal with variance 2 / (n + m): between those that keep y and dx. Also "glorot_normal".
+
+    X. Glorot, Y. Bengio, "Understanding the difficulty of training deep feedforward neural networks", AISTATS 2010,
+    (12).
+    """
+    return _normal(rng, n, m, 2 / (n + m))
+
+
+def lecun_uniform(rng: np.random.Generator, n: int, m: int) -> np.ndarray:
+    """Uniform in ±√(3 / n), a variance of 1 / n: keeps the variance of y for a linear layer.
+
+    Y. LeCun, L. Bottou, G. B. Orr, K.-R. Müller, "Efficient backprop", 1998, (16).
+    """
+    return _uniform(rng, n, m, 1 / n)
+
+
+def lecun_normal(rng: np.random.Generator, n: int, m: int) -> np.ndarray:
+    """Normal with variance 1 / n: keeps the variance of y for a linear layer.
+
+    Y. LeCun, L. Bottou, G. B. Orr, K.-R. Müller, "Efficient backprop", 1998, (16).
+    """
+    return _normal(rng, n, m, 1 / n)
+
+
+def zeros(_: np.random.Generator, n: int, m: int) -> np.ndarray:
+    """Zeros: y = b. For the last layer of a residual branch, say; two layers of zeros in a row do not learn.
+
+    H. Zhang, Y. N. Dauphin, T. Ma, "Fixup initialization", ICLR 2019.
+    """
+    return np.zeros((n, m))
+
+
+def _uniform(rng: np.random.Generator, n: int, m: int, variance: float) -> np.ndarray:
+    return math.sqrt(3 * variance) * rng.uniform(-1, 1, (n, m))
+
+
+def _normal(rng: np.random.Generator, n: int, m: int, variance: float) -> np.ndarray:
+    return math.sqrt(variance) * rng.standard_normal((n, m))
+
+
+SCHEMES: dict[str, Callable[[np.random.Generator, int, int], np.ndarray]] = {
+    "kaiming_uniform": kaiming_uniform,
+    "kaiming_normal": kaiming_normal,
+    "xavier_uniform": xavier_uniform,
+    "xavier_normal": xavier_normal,
+    "glorot_uniform": xavier_uniform,
+    "glorot_normal": xavier_normal,
+    "lecun_uniform": lecun_uniform,
+    "lecun_normal": lecun_normal,
+    "zeros": zeros,
+}
+"""The schemes by name."""
+
+
+def draw(scheme: str, n: int, m: int, *, seed: int | None, complex_: bool = False) -> np.ndarray:
+    """Draw W.
+
+    Parameters
+    ----------
+    scheme : str
+        One of `SCHEMES`.
+    n, m : int
+        Input and output features, 0 or more.
+    seed : int or None
+        The values follow from it; fresh ones for None.
+    complex_ : bool
+        Whether to draw a real and an imaginary part, each with half the variance.
+
+    Returns
+    -------
+    numpy.ndarray, shape (n, m), float64 or complex128
+
+    Raises
+    ------
+    TypeError
+        n or m is no integer.
+    ValueError
+        There is no such scheme, or n or m is negative.
+
+    Examples
+    --------
+    >>> float(abs(draw("xavier_uniform", 2, 1, seed=0)).max()) <= 2 ** 0.5
+    True
+    """
+    if scheme not in SCHEMES:
+        msg = f"no scheme is called {scheme!r}; the schemes are {', '.join(SCHEMES)}"
+        raise ValueError(msg)
+    for name, extent in (("n", n), ("m", m)):
+        if not isinstance(extent, int | np.integer) or isinstance(extent, bool):
+            msg = f"{name} must be an integer, not {extent!r}"
+            raise TypeError(msg)
+        if extent < 0:
+            msg = f"{name} must be 0 or more, not {extent}"
+            raise ValueError(msg)
+    if n == 0 or m == 0:
+        return np.zeros((n, m), complex if complex_ else float)
+    rng = np.random.default_rng(seed)
+    parts = [SCHEMES[scheme](rng, n, m) for _ in range(1 + complex_)]
+    return (parts[0] + 1j * parts[1]) / math.sqrt(2) if complex_ else parts[0]
