@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import os
 import subprocess
 import sys
 import types
@@ -85,11 +84,18 @@ def test_bfloat16_is_of_the_kind_of_floats_and_other_strangers_of_none() -> None
 
 
 @pytest.mark.once
-def test_tf32_of_cupy_is_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("CUPY_TF32", raising=False)
-    backend = dataclasses.replace(backends._REGISTRY["cupy"], _library="math")
+def test_precision_of_cupy_is_set_where_its_products_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Any] = []
+    linalg = types.SimpleNamespace(
+        COMPUTE_TYPE_TF32=7, COMPUTE_TYPE_DEFAULT=1, set_compute_type=lambda *what: told.append(what)
+    )
+    cupy = types.SimpleNamespace(float32="float32")
+    for name, module in (("cupy", cupy), ("cupy._core._routines_linalg", linalg)):
+        monkeypatch.setitem(sys.modules, name, module)
+    backend = backends._REGISTRY["cupy"]
     backend.use_tf32()
-    assert os.environ.pop("CUPY_TF32") == "1"
+    backend.use_full_precision()
+    assert told == [("float32", 7), ("float32", 1)]
 
 
 @pytest.mark.once

@@ -39,7 +39,16 @@ class Device:
                 assert name == "torch"
                 return device.elapsed(self, end)
 
-        self.cuda = SimpleNamespace(Event=Event, get_elapsed_time=self.elapsed)
+        def make_current(_: Any) -> None:
+            self.calls.append("current")
+
+        self.cuda = SimpleNamespace(Event=Event, get_elapsed_time=self.elapsed, set_device=make_current)
+
+    def use(self) -> None:
+        self.calls.append("current")
+
+    def __str__(self) -> str:
+        return "cuda:0"
 
     def elapsed(self, start: Any, end: Any) -> float:
         assert end.done
@@ -50,16 +59,10 @@ class Device:
         self.now += 3.0 * count
         return ("result",)
 
-    def fill(self, value: int) -> None:
-        assert value == 1
+    def __setitem__(self, where: Any, value: int) -> None:
+        assert (where, value) == (..., 1)
         self.calls.append("flush")
         self.now += 100.0
-
-    fill_ = fill
-
-
-def refuse(_: Any) -> None:
-    raise AssertionError("waited for the device")
 
 
 @pytest.mark.parametrize("name", ["cupy", "torch"])
@@ -68,17 +71,20 @@ def test_events_time_what_is_queued_and_nobody_waits(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(clock.importlib, "import_module", lambda library: {name: device}[library])
 
     def zeros(size: int, dtype: Any, device: Any) -> Any:
-        assert (size >= 1 << 28, dtype, device) == (True, "uint8", "cuda:0")
+        assert (size >= 1 << 28, dtype, device) == (True, "uint8", gpu)
         return gpu
 
-    gpu = device
-    backend: Any = SimpleNamespace(name=name, xp=SimpleNamespace(zeros=zeros, uint8="uint8"), wait=refuse)
-    own = clock.clock_of(backend, "cuda:0")
+    gpu, waited = device, []
+    backend: Any = SimpleNamespace(name=name, xp=SimpleNamespace(zeros=zeros, uint8="uint8"), wait=waited.append)
+    own = clock.clock_of(backend, gpu)
+    assert device.calls == ["current"]
     assert own.name == "device events"
     assert own.time(device.run, 4) == pytest.approx(3e-3, rel=1e-12)
-    assert device.calls == ["call"] * 4
+    assert device.calls[1:] == ["call"] * 4
+    assert not waited
     assert own.time_cold(device.run) == pytest.approx(3e-3, rel=1e-12)
-    assert device.calls[4:] == ["flush", "call"]
+    assert device.calls[5:] == ["flush", "call"]
+    assert waited == [gpu]  # for the flush alone
 
 
 def test_host_waits_for_what_it_times(monkeypatch: pytest.MonkeyPatch) -> None:

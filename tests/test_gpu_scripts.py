@@ -69,7 +69,7 @@ class TestAlternatives:
         ways = self.alternatives.ways_forward(np, SimpleNamespace(fill=fill), x, W, b)
         y = (x.astype(float) @ W.astype(float) + b.astype(float)).tolist()
         assert [way().tolist() for way in ways.values()] == [y] * 2
-        ways = self.alternatives.ways_backward(np, self.kernel(), dy, x)
+        ways = self.alternatives.ways_backward(np, self.kernel(), dy, x, {})
         dW, db = ways["apart"]()
         assert dW.tolist() == (x.T.astype(float) @ dy.astype(float)).tolist()
         assert db.tolist() == dy.astype(float).sum(0).tolist()
@@ -79,11 +79,15 @@ class TestAlternatives:
         monkeypatch.setattr(self.alternatives, "PRODUCTS", ((5, 3, 4),))
         monkeypatch.setattr(self.alternatives, "DTYPES", ("float32",))
 
-        def draw(dtype: str, *shape: int) -> Any:
+        def draw(kind: str, dtype: str, *shape: int) -> Any:
+            assert kind in ("integers", "floats")
             return self.draw(dtype, *(min(extent, 1000) for extent in shape))
 
         declined = SimpleNamespace(fill=lambda *_: False)
-        found = self.alternatives.measure(np, self.kernel(), declined, draw, cold())
+        wrong = SimpleNamespace(_sum_of_rows=lambda _, out: out.fill(7))
+        found = self.alternatives.measure(np, wrong, declined, draw, cold(), {})
+        assert found["db"][0]["seconds"]["ones @ dy"] == "another result"
+        found = self.alternatives.measure(np, self.kernel(), declined, draw, cold(), {})
         assert found["copied bytes a second"] > 0
         assert set(found["db"][0]["seconds"]) == {"kernel", "one sum", "ones @ dy"}
         assert found["y"][0]["seconds"]["fused"] == "RuntimeError: cublaslt.fill declined"
@@ -109,9 +113,10 @@ def measured(gpu: Any, factor: float) -> dict[str, Any]:
                         "what": "both", "cache": cache, "median": median, "ratio": times, "to": {"limit": times},
                     })  # fmt: skip
         found["benchmarks"][mode] = {"cores": 1, "groups": groups, "rows": rows}
+    failed = {"dtype": "float32", "shape": list(gpu.COLUMNS), "bytes": 1, "seconds": {"kernel": "OutOfMemoryError"}}
     sums = {"dtype": "float32", "shape": list(gpu.COLUMNS), "bytes": 1 << 30, "seconds": {"kernel": factor}}
     found["alternatives"] = {
-        "float32": {"copied bytes a second": 2**30 / 0.7, "db": [sums], "y": [], "dW and db": []},
+        "float32": {"copied bytes a second": 2**30 / 0.7, "db": [failed, sums], "y": [], "dW and db": []},
         "TF32": {"told": "no plan"},
     }
     found["tests"] = {"cupy, all tests": {"exit code": 0, "told": "9 passed"}}

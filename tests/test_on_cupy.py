@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import math
 import sys
 import threading
@@ -88,6 +90,12 @@ class TestKernelOnTheHost:
         out = np.empty(1, np.float32)
         kernel._sum_of_rows(dy, out)
         assert out == 2**25
+
+    @pytest.mark.parametrize(("shape", "dtype"), [((1, 1), "float32"), ((2, 3), "int32")])
+    def test_buffers_are_left_to_the_caller_where_cupy_needs_more_memory(self, shape: Any, dtype: str) -> None:
+        x, out = np.ones(shape, dtype), np.zeros((shape[0], 1), dtype)
+        assert kernel.forward(x, np.ones((shape[1], 1), dtype), None, out) is not out
+        assert not out.any()
 
     def test_operands_that_cublas_cannot_read_are_copied_once(self) -> None:
         dy = np.broadcast_to(np.float32(1), (3, 4))
@@ -177,7 +185,8 @@ class Planned:
         assert [old is None or old.shape == new.shape for old, new in zip(self.operands, (a, b, c), strict=True)]
         self.operands, self.bias = (a, b, c), epilog_inputs["bias"]
 
-    def execute(self) -> None:
+    def execute(self, *, release_workspace: bool) -> None:
+        assert release_workspace
         assert not self.freed
         self._fail("executing")
         a, b, c = self.operands
@@ -238,17 +247,14 @@ class TestFusedBias:
         assert len(Planned.made) == many
         assert [plan.freed for plan in Planned.made] == [False, True, *[False] * (many - 2)]
 
-    def test_streams_threads_and_modes_have_plans_of_their_own(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_modes_have_plans_of_their_own(self, monkeypatch: pytest.MonkeyPatch) -> None:
         y, operands = on_device(3, 16), self.operands()
         cublaslt.fill(y, *operands)
-        self.stream = 7
-        cublaslt.fill(y, *operands)
-        assert len(Planned.made) == 2
         monkeypatch.setattr(cublaslt, "_is_cut_to_tf32", lambda _: True)
         names = SimpleNamespace(ComputeType=SimpleNamespace(COMPUTE_32F_FAST_TF32="TF32"))
         monkeypatch.setitem(sys.modules, "nvmath.linalg", names)
         cublaslt.fill(y, *operands)
-        assert ["compute_type" in plan.options for plan in Planned.made] == [False, False, True]
+        assert ["compute_type" in plan.options for plan in Planned.made] == [False, True]
 
     def test_each_thread_has_its_plans(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(cublaslt, "_local", threading.local())
@@ -286,11 +292,14 @@ class TestFusedBias:
         assert not cublaslt.fill(on_device(3, 16), *self.operands())
 
     @pytest.mark.parametrize("step", ["making", "planning", "executing"])
-    def test_failure_leads_the_plain_way(self, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    def test_failure_leads_the_plain_way(self, monkeypatch: pytest.MonkeyPatch, caplog: Any, step: str) -> None:
         monkeypatch.setattr(Planned, "fails", step)
         x, W, b = self.operands()
         for _ in range(2):
             assert (kernel.forward(x, W, b, on_device(3, 16)) == x @ W + b).all()
+        told = [record.getMessage() for record in caplog.records]
+        assert len(told) == (2 if step == "executing" else 1)
+        assert all(f"MemoryError('{step}')" in line for line in told)
         assert len(Planned.made) == 1  # what cannot be planned is tried once
         assert Planned.made[0].freed == (step == "planning")
         monkeypatch.setattr(Planned, "fails", None)
@@ -312,16 +321,40 @@ def test_nvmath_may_be_missing_or_broken(monkeypatch: pytest.MonkeyPatch, error:
     cublaslt._nvmath.cache_clear()
 
 
-@without_gpu
-def test_nvmath_without_a_gpu_plans_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    advanced = cublaslt._nvmath()
-    assert advanced is not None
-    streams: list[Any] = []
-    # CuPy has no stream here; what nvmath-python does without its libraries is its own.
-    monkeypatch.setattr(cublaslt.cupy.cuda, "Stream", lambda **_: streams.append("made"))
-    operands = on_device(8, 8), on_device(8, 8), on_device(8)
-    assert cublaslt._plan(advanced, on_device(8, 8), *operands, tf32=True) is None
-    assert streams == ["made"]
+def test_nvmath_takes_what_it_is_given() -> None:
+    """Its own signatures and names, since no CPU runs it."""
+    advanced: Any = importlib.import_module("nvmath.linalg.advanced")
+    source = inspect.getsource(cublaslt)
+    matmul, none = advanced.Matmul, inspect.Parameter.empty
+    inspect.signature(matmul.__init__).bind(None, none, none, none, beta=0.0, options={}, stream=None)
+    inspect.signature(matmul.plan).bind(None, epilog=advanced.MatmulEpilog.BIAS, epilog_inputs={}, stream=None)
+    inspect.signature(matmul.reset_operands_unchecked).bind(None, a=none, b=none, c=none, epilog_inputs={})
+    inspect.signature(matmul.execute).bind(None, release_workspace=True)
+    for method in (matmul.release_operands, matmul.free):
+        inspect.signature(method).bind(None)
+    tf32 = importlib.import_module("nvmath.linalg").ComputeType.COMPUTE_32F_FAST_TF32
+    options = advanced.MatmulOptions(**cublaslt._options(tf32=True))
+    assert (options.inplace, options.memory_limit, options.compute_type) == (True, 32 << 20, tf32)
+    assert "compute_type" not in cublaslt._options(tf32=False)
+    for call in ("beta=0.0, options=", "epilog=advanced.MatmulEpilog.BIAS, epilog_inputs=", "release_workspace=True"):
+        assert call in source
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_fused_products_are_exact_on_integers(backend: Any, monkeypatch: pytest.MonkeyPatch, dtype: str) -> None:
+    if cublaslt._nvmath() is None:
+        pytest.skip("nvmath-python is not installed, or finds no cuBLASLt")
+    monkeypatch.setattr(cublaslt, "_WORK", 1)
+    streams = [cupy.cuda.Stream(non_blocking=True) for _ in range(2)]
+    for seed in range(4):
+        case = make_case((64, 32), 48, seed=seed, dtypes=dtype, values="units")
+        x, W, b = (o.on(backend) for o in (case.x, case.W, case.b))
+        cupy.cuda.Device().synchronize()
+        with streams[seed % 2]:
+            y = cupy.empty((64, 48), x.dtype)
+            assert cublaslt.fill(y, x, W, b)
+        streams[seed % 2].synchronize()
+        assert worst_error(backend.to_numpy(y), case.exact()["y"])[0] == 0
 
 
 def test_tf32_is_what_cupy_says(monkeypatch: pytest.MonkeyPatch) -> None:

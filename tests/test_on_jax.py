@@ -15,9 +15,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from xaffine import AffineLayer, affine, affine_backward, affine_vjp, functional
+from xaffine import AffineLayer, affine, affine_backward, affine_jvp, affine_vjp, functional
 from xaffine.command import clock
-from xaffine.testing import make_case, peers
+from xaffine.curvature import affine_double_backward
+from xaffine.per_sample import clipped_gradients, per_sample_gradient_norms
+from xaffine.testing import bounds, make_case, peers
 from xaffine.testing.cases import worst_error
 from xaffine.testing.strategies import cases
 
@@ -196,3 +198,42 @@ def test_caches_are_emptied_by_writing_more_than_they_hold(backend: Any, monkeyp
     assert own.name == "host"
     assert own.flush is not None
     assert own.flush().nbytes == clock._LARGER_THAN_CACHES
+
+
+@pytest.mark.parametrize("dtype", ["float64", "complex128"])
+def test_jvp_equals_that_of_jax(backend: Any, dtype: str) -> None:
+    case, dots = (make_case((5, 2, 3), 4, seed=seed, dtypes=dtype) for seed in (1, 2))
+    primals, tangents = (tuple(o.on(backend) for o in (some.x, some.W, some.b)) for some in (case, dots))
+    theirs = jax.jvp(lambda x, W, b: x.reshape(5, 6) @ W + b, primals, tangents)
+    for ours in (affine_jvp(primals, tangents), jax.jit(affine_jvp)(primals, tangents)):
+        for own, other in zip(ours, theirs, strict=True):
+            assert jnp.array_equal(own, other)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "complex128"])
+def test_double_backward_equals_vjp_of_vjp(backend: Any, dtype: str) -> None:
+    case, other = (make_case((5, 2, 3), 4, seed=seed, dtypes=dtype) for seed in (1, 2))
+    dy, x, W, b = (o.on(backend) for o in (case.dy, case.x, case.W, case.b))
+    cotangents = tuple(o.on(backend) for o in (other.x, other.W, other.b))
+
+    def backward(dy: Any, x: Any, W: Any) -> Any:
+        return jax.vjp(lambda x, W, b: x.reshape(5, 6) @ W + b, x, W, b)[1](dy)
+
+    theirs = jax.vjp(backward, dy, x, W)[1](cotangents)
+    for function in (affine_double_backward, jax.jit(affine_double_backward)):
+        for own, other_ in zip(function(cotangents, dy, x, W, b), theirs, strict=True):
+            assert jnp.array_equal(own, other_)
+
+
+def test_samples_are_weighed_inside_jit(backend: Any) -> None:
+    case = make_case((5, 3), 4, seed=1)
+    operands = [o.on(backend) for o in (case.dy, case.x, case.W, case.b)]
+    inside = jax.jit(lambda *operands: clipped_gradients(*operands, max_norm=2.0))(*operands)
+    outside = clipped_gradients(*operands, max_norm=2.0)
+    limit = float(bounds.gamma(2 * (5 + 6), bounds.unit_roundoff("float32")))
+    size = np.abs(case.x.values).T @ np.abs(case.dy.values)
+    assert (abs(np.asarray(inside.dW) - np.asarray(outside.dW)) <= limit * size).all()
+    norms = per_sample_gradient_norms(*operands)
+    mapped = jax.vmap(lambda dy, x: jnp.sqrt((jnp.outer(x, dy) ** 2).sum() + (dy**2).sum()))(*operands[:2])
+    limit = float(bounds.gamma(6, bounds.unit_roundoff("float32")))
+    assert (abs(np.asarray(norms) - np.asarray(mapped)) <= limit * np.asarray(mapped)).all()

@@ -11,8 +11,10 @@ import pytest
 import torch
 from hypothesis import given
 
-from xaffine import AffineLayer, affine, affine_backward, affine_vjp
-from xaffine.testing import checks, make_case, peers
+from xaffine import AffineLayer, affine, affine_backward, affine_jvp, affine_vjp
+from xaffine.curvature import affine_double_backward
+from xaffine.per_sample import per_sample_gradient_norms, per_sample_gradients
+from xaffine.testing import bounds, checks, make_case, peers
 from xaffine.testing.cases import worst_error
 from xaffine.testing.strategies import cases
 
@@ -239,13 +241,14 @@ def test_conjugated_and_negated_views_convert(backend: Any) -> None:
     assert backend.to_numpy(torch.tensor([1 + 2j]).conj().imag).tolist() == [-2]
 
 
-def test_tf32_is_allowed_where_it_is_asked_for(backend: Any) -> None:
-    before = torch.get_float32_matmul_precision()
+def test_tf32_is_allowed_where_it_is_asked_for_and_taken_back(backend: Any) -> None:
     try:
         backend.use_tf32()
         assert torch.get_float32_matmul_precision() == "high"
     finally:
-        torch.set_float32_matmul_precision(before)
+        backend.use_full_precision()
+    assert torch.get_float32_matmul_precision() == "highest"
+    assert not torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction
 
 
 @pytest.mark.filterwarnings("ignore")  # as above
@@ -253,3 +256,74 @@ def test_compiled_peer_is_right(backend: Any) -> None:
     case = make_case((5, 3), 4, seed=0)
     for check in (checks.forward_is_exact, checks.backward_is_exact):
         assert check(peers.torch_compiled, case, backend) == 0
+
+
+@pytest.mark.filterwarnings("ignore")  # of parts of torch about other parts
+def test_jvp_equals_that_of_torch(backend: Any) -> None:
+    case, dots = (make_case((5, 2, 3), 4, seed=seed, dtypes="float64") for seed in (1, 2))
+    primals, tangents = (tuple(operands(some, backend)[1:]) for some in (case, dots))
+    ours = affine_jvp(primals, tangents)
+    theirs = torch.func.jvp(lambda x, W, b: torch.nn.functional.linear(x.flatten(1), W.mT, b), primals, tangents)
+    for own, other in zip(ours, theirs, strict=True):
+        assert torch.equal(own, other)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "complex128"])
+def test_double_backward_equals_that_of_torch(backend: Any, dtype: str) -> None:
+    case, other = (make_case((5, 2, 3), 4, seed=seed, dtypes=dtype) for seed in (1, 2))
+    dy, x, W, b = (tensor.requires_grad_() for tensor in operands(case, backend))
+    _, *cotangents = operands(other, backend)
+    y = torch.nn.functional.linear(x.flatten(1), W.mT, b)
+    # torch conjugates what it pulls back through: on both ways here, on none in ours.
+    first = torch.autograd.grad(y, (x, W, b), dy.conj(), create_graph=True)
+    first = tuple(gradient.conj() for gradient in first)
+    theirs = torch.autograd.grad(first, (dy, x, W), [cotangent.conj() for cotangent in cotangents])
+    ours = affine_double_backward(tuple(cotangents), dy.detach(), x.detach(), W.detach(), b.detach())
+    for name, own, other_ in zip(ours._fields, ours, theirs, strict=True):
+        assert torch.equal(own, other_.conj()), name
+
+
+def test_gradients_of_samples_equal_vmap_of_grad(backend: Any) -> None:
+    for shape, axes in (((5, 3), None), ((4, 6, 3), 2), ((4, 2, 3), 2)):
+        case = make_case(shape, 7, seed=1, dtypes="float64", n_batch_axes=axes)
+        dy, x, W, b = operands(case, backend)
+
+        def loss(W: Any, b: Any, x: Any, dy: Any) -> Any:
+            return (torch.nn.functional.linear(x, W.mT, b) * dy).sum()
+
+        dW, db = torch.vmap(torch.func.grad(loss, argnums=(0, 1)), in_dims=(None, None, 0, 0))(W, b, x, dy)
+        ours = per_sample_gradients(dy, x, W, b, n_batch_axes=axes)
+        assert torch.equal(ours.dW, dW)
+        assert torch.equal(ours.db, db)
+        norms = per_sample_gradient_norms(dy, x, W, b, n_batch_axes=axes)
+        theirs = torch.sqrt((dW**2).sum((1, 2)) + (db**2).sum(1))  # of exact sums
+        limit = float(bounds.gamma(5, bounds.unit_roundoff("float64")))
+        assert ((norms - theirs).abs() <= limit * theirs).all()
+
+
+def test_linear_layer_in_memory_shares_its_weights() -> None:
+    linear = torch.nn.Linear(3, 2)
+    layer = AffineLayer(linear.weight.detach().mT, linear.bias.detach(), n_batch_axes=-1)
+    x = torch.ones(4, 5, 3)
+    with torch.no_grad():
+        linear.weight += 1
+        assert torch.allclose(layer(x), linear(x), rtol=0, atol=4 * 4 * 2**-24 * 8)  # γ_4 of at most 8, from both
+
+
+def test_gradients_add_up_where_autograd_records(backend: Any) -> None:
+    dy, x, W, b = operands(make_case((5, 3), 4, seed=1), backend)
+    W.requires_grad_()
+    layer = AffineLayer(W, b)
+    layer.forward(x)
+    layer.backward(dy.requires_grad_())
+    held, before = layer.dW, layer.dW.detach().clone()
+    layer.backward(dy, accumulate=True)
+    assert layer.dW is not held
+    assert torch.equal(held, before)
+    assert torch.equal(layer.dW.detach(), 2 * before)
+
+
+def test_parameters_move_without_their_tape() -> None:
+    layer = AffineLayer(torch.nn.Parameter(torch.ones(3, 2)), torch.nn.Parameter(torch.zeros(2)))
+    assert layer.to("numpy").W.tolist() == [[1, 1]] * 3
+    assert layer.to("torch").W is layer.W

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import settings
 
 from xaffine import AffineLayer, affine, affine_backward, affine_vjp
-from xaffine.backends import Array, Backend
+from xaffine.backends import Array, Backend, is_gpu
 from xaffine.testing import PROPERTIES, Property, Summation, check_affine
 
 
@@ -69,3 +70,12 @@ def test_property(prop: Property, make: Any, backend: Backend, device: Any, pyte
     assert report.results[0].examples == examples
     assert report.results[0].worst_error <= 1
     assert not report.gaps
+
+
+def test_tf32_is_on_where_it_is_asked_for(backend: Backend, device: Any, pytestconfig: pytest.Config) -> None:
+    if not pytestconfig.getoption("tf32") or not is_gpu(device):
+        pytest.skip("of --tf32 on a GPU alone")
+    backend.use_tf32()
+    x = np.full((64, 64), 1 + 2**-20, "float32")
+    y = affine(*(backend.from_numpy(a, device=device) for a in (x, np.eye(64, dtype="float32"))))
+    assert (backend.to_numpy(y) == 1).all()

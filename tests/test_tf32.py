@@ -24,12 +24,12 @@ def cut(array: np.ndarray, bits: int) -> np.ndarray:
     return (np.array(array, order="C").view(np.uint32) & mask).view(np.float32)
 
 
-def layer(bits: int, bits_of_db: int = 24) -> Any:
+def layer(bits: int, bits_of_db: int = 24, bits_of_b: int = 24) -> Any:
     """A layer whose products have factors of so many bits."""
 
     def forward(x: Any, W: Any, b: Any) -> Any:
         y = cut(x.reshape(len(x), -1), bits) @ cut(W, bits)
-        return y if b is None else y + b
+        return y if b is None else y + cut(b, bits_of_b)
 
     def backward(dy: Any, x: Any, W: Any, b: Any) -> Any:
         dx = (cut(dy, bits) @ cut(W, bits).T).reshape(x.shape)
@@ -56,8 +56,13 @@ def test_tf32_is_within_its_bounds(dtype: str) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "complex64"])
 @pytest.mark.parametrize(
     ("make", "summation"),
-    [(layer(10), TF32), (layer(11), Summation(cuts=True)), (layer(11, bits_of_db=11), TF32)],
-    ids=["one bit less", "under the bounds of float32", "in the sum, too"],
+    [
+        (layer(10), TF32),
+        (layer(11), Summation(cuts=True)),
+        (layer(11, bits_of_db=11), TF32),
+        (layer(11, bits_of_b=11), TF32),
+    ],
+    ids=["one bit less", "under the bounds of float32", "in the sum, too", "in the bias, too"],
 )
 def test_anything_coarser_is_caught(dtype: str, make: Any, summation: Summation) -> None:
     with pytest.raises(PropertyError, match="times its rounding bound"):

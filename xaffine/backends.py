@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import os
 from collections.abc import Callable, Sequence  # noqa: TC003 - fields of a dataclass
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -202,15 +201,16 @@ class Backend:
     def use_full_precision(self) -> None:
         """Make the library compute float32 and float64 products as such, in the whole process.
 
-        JAX by default turns float64 into float32 and may round float32 products to fewer bits on accelerators.
-        A comparison with rounding bounds needs neither.
+        JAX by default turns float64 into float32 and may round float32 products to fewer bits on accelerators, torch
+        adds halves up in half precision there; TF32 may have been allowed. A comparison with rounding bounds needs none
+        of it.
         """
         self._full_precision(importlib.import_module(self._library))
 
     def use_tf32(self) -> None:
         """Let the library round the factors of float32 products to TF32, in the whole process, on GPUs that have it.
 
-        CuPy reads this before its first product and never again.
+        `use_full_precision` takes it back.
         """
         self._tf32(importlib.import_module(self._library))
 
@@ -225,6 +225,17 @@ def _why_cupy_is_unusable(cupy: ModuleType) -> str | None:
 def _torch_to_numpy(tensor: Any) -> Any:
     tensor = tensor.detach().cpu().resolve_conj().resolve_neg()
     return (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()
+
+
+def _compute_torch_in_full(torch: ModuleType) -> None:
+    torch.set_float32_matmul_precision("highest")
+    for half in ("fp16", "bf16"):
+        setattr(torch.backends.cuda.matmul, f"allow_{half}_reduced_precision_reduction", False)
+
+
+def _compute_cupy_in(cupy: ModuleType, name: str) -> None:
+    linalg = importlib.import_module("cupy._core._routines_linalg")
+    linalg.set_compute_type(cupy.float32, getattr(linalg, name))
 
 
 _REGISTRY = {
@@ -246,7 +257,8 @@ _REGISTRY = {
             _to_numpy=lambda array: array.get(),
             _why_unusable=_why_cupy_is_unusable,
             _wait=lambda array: array.device.synchronize(),
-            _tf32=lambda _: os.environ.update(CUPY_TF32="1"),
+            _full_precision=lambda cupy: _compute_cupy_in(cupy, "COMPUTE_TYPE_DEFAULT"),
+            _tf32=lambda cupy: _compute_cupy_in(cupy, "COMPUTE_TYPE_TF32"),
         ),
         Backend(
             "torch",
@@ -262,6 +274,7 @@ _REGISTRY = {
                 xp.device("cpu"), *(xp.device("cuda", i) for i in range(xp.cuda.device_count()))
             ],
             _wait=lambda tensor: tensor.is_cuda and importlib.import_module("torch").cuda.synchronize(tensor.device),
+            _full_precision=_compute_torch_in_full,
             _tf32=lambda torch: torch.set_float32_matmul_precision("high"),
         ),
         Backend(
@@ -436,7 +449,8 @@ def dtype_name(dtype: Any) -> str:
     >>> dtype_name(np.dtype("float32"))
     'float32'
     """
-    return str(dtype).rpartition(".")[2].lower()
+    # NumPy's text for a foreign byte order is another.
+    return dtype.name if isinstance(dtype, np.dtype) else str(dtype).rpartition(".")[2].lower()
 
 
 def _kind(dtype: str) -> str:

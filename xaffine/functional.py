@@ -395,8 +395,10 @@ def _backward(operands: Operands, dy: Array, out: Outs | None = None, wrt: Itera
 
 
 def _fillable(xp: ModuleType, out: Outs, n_batch_axes: int, dtype: Any) -> Outs:
-    """The buffers that a kernel can fill: those of the dtype that it computes in, dx as a matrix."""
-    dx, dW, db = (buffer if buffer is not None and buffer.dtype == dtype else None for buffer in out)
+    """The buffers for a kernel to fill, dx as a matrix: none where a result is cast, since memory may then run out."""
+    if any(buffer is not None and buffer.dtype != dtype for buffer in out):
+        return None, None, None
+    dx, dW, db = out
     return (None if dx is None else flatten(xp, dx, n_batch_axes), dW, db)
 
 

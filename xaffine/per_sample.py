@@ -96,7 +96,8 @@ def per_sample_gradient_norms(
     Returns
     -------
     array, shape (N,), or () without a batch axis
-        √(‖dW_i‖² + ‖db_i‖²), without the second term where b is None; in the real dtype of x and dy, float32 for halves.
+        √(‖dW_i‖² + ‖db_i‖²), without the second term where b is None; in the real dtype of x and dy, or float32 for
+        halves.
 
     Raises
     ------

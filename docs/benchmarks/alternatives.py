@@ -66,8 +66,8 @@ def ways_forward(cupy: Any, cublaslt: Any, x: Any, W: Any, b: Any) -> Ways:
     return {"apart": apart, "fused": fused}
 
 
-def ways_backward(cupy: Any, kernel: Any, dy: Any, x: Any) -> Ways:
-    """dW and db of one dy, every way."""
+def ways_backward(cupy: Any, kernel: Any, dy: Any, x: Any, more: dict[str, Any]) -> Ways:
+    """dW and db of one dy, every way; with more options for nvmath-python."""
     dW, db = cupy.empty((x.shape[1], dy.shape[1]), dy.dtype), cupy.empty(dy.shape[1], dy.dtype)
     planned: list[Any] = []
 
@@ -80,24 +80,36 @@ def ways_backward(cupy: Any, kernel: Any, dy: Any, x: Any) -> Ways:
         if not planned:
             from nvmath.linalg import advanced
 
-            product = advanced.Matmul(dy.T, x, dW.T, beta=0.0, options={"inplace": True, "memory_limit": 32 << 20})
+            options = {"inplace": True, "memory_limit": 32 << 20, **more}
+            product = advanced.Matmul(dy.T, x, dW.T, beta=0.0, options=options)
             product.plan(epilog=advanced.MatmulEpilog.BGRADA)
             planned.append(product)
-        return planned[0].execute()
+        _, more_results = planned[0].execute()
+        return dW, more_results["bgrada"]
 
     return {"apart": apart, "in one product": in_one_product}
 
 
-def time_all(clock: Clock, ways: Ways) -> dict[str, Any]:
-    """The median seconds of each way, interleaved; or why it cannot run."""
-    found: dict[str, Any] = {}
+def agree(ways: Ways) -> dict[str, str]:
+    """Those that cannot run, or give another result than the first, with the reason; on operands of small integers."""
+    faults: dict[str, str] = {}
+    first: Any = None
     for name, way in ways.items():
         try:
-            for _ in range(3):
-                way()
+            results = way()
+            values = [each.tolist() for each in (results if isinstance(results, tuple) else (results,))]
         except Exception as error:  # whatever it is, it is the finding
-            found[name] = f"{type(error).__name__}: {error}"
-    able = [name for name in ways if name not in found]
+            faults[name] = f"{type(error).__name__}: {error}"
+            continue
+        first = values if first is None else first
+        if values != first:
+            faults[name] = "another result"
+    return faults
+
+
+def time_all(clock: Clock, ways: Ways, faults: dict[str, str]) -> dict[str, Any]:
+    """The median seconds of each way that has no fault, interleaved."""
+    able = [name for name in ways if name not in faults]
     samples: dict[str, list[float]] = {name: [] for name in able}
 
     def once(name: str) -> Callable[[int], tuple[()]]:
@@ -107,27 +119,47 @@ def time_all(clock: Clock, ways: Ways) -> dict[str, Any]:
 
         return run
 
-    for _ in range(ROUNDS):
+    for number in range(ROUNDS + 3):
         for name in able:
-            samples[name].append(clock.time_cold(once(name)))
-    return found | {name: statistics.median(some) for name, some in samples.items()}
+            seconds = clock.time_cold(once(name))
+            if number >= 3:
+                samples[name].append(seconds)
+    return faults | {name: statistics.median(some) for name, some in samples.items()}
 
 
-def measure(cupy: Any, kernel: Any, cublaslt: Any, draw: Callable[..., Any], clock: Clock) -> dict[str, Any]:
-    """All ways on all shapes."""
-    source, target = draw("float32", 2**28), draw("float32", 2**28)
-    copy = time_all(clock, {"copy": lambda: cupy.copyto(target, source)})["copy"]
+def measure(
+    cupy: Any, kernel: Any, cublaslt: Any, draw: Callable[..., Any], clock: Clock, more: dict[str, Any]
+) -> dict[str, Any]:
+    """All ways on all shapes; ``draw(kind, dtype, *shape)`` draws "integers" to compare and "floats" to time."""
+    source, target = draw("floats", "float32", 2**28), draw("floats", "float32", 2**28)
+    copy = time_all(clock, {"copy": lambda: cupy.copyto(target, source)}, {})["copy"]
     found: dict[str, Any] = {"copied bytes a second": 2 * source.nbytes / copy, "db": [], "y": [], "dW and db": []}
+
+    def add(result: str, dtype: str, shape: tuple[int, ...], make: Callable[[str], Ways], **facts: Any) -> None:
+        seconds = time_all(clock, make("floats"), agree(make("integers")))
+        found[result].append({"dtype": dtype, "shape": list(shape), **facts, "seconds": seconds})
+
     for dtype in DTYPES:
         for N, m in SUMS:
-            dy = draw(dtype, N, m)
-            times = time_all(clock, ways_to_sum(cupy, kernel, dy))
-            found["db"].append({"dtype": dtype, "shape": [N, m], "bytes": dy.nbytes, "seconds": times})
-        for N, n, m in PRODUCTS:
-            x, W, b, dy = draw(dtype, N, n), draw(dtype, n, m), draw(dtype, m), draw(dtype, N, m)
-            row = {"dtype": dtype, "shape": [N, n, m]}
-            found["y"].append(row | {"seconds": time_all(clock, ways_forward(cupy, cublaslt, x, W, b))})
-            found["dW and db"].append(row | {"seconds": time_all(clock, ways_backward(cupy, kernel, dy, x))})
+
+            def sums(kind: str, dtype: str = dtype, N: int = N, m: int = m) -> Ways:
+                return ways_to_sum(cupy, kernel, draw(kind, dtype, N, m))
+
+            add("db", dtype, (N, m), sums, bytes=N * m * (4 if dtype == "float32" else 2))
+        for shape in PRODUCTS:
+
+            def forward(kind: str, dtype: str = dtype, shape: Any = shape) -> Ways:
+                N, n, m = shape
+                return ways_forward(
+                    cupy, cublaslt, draw(kind, dtype, N, n), draw(kind, dtype, n, m), draw(kind, dtype, m)
+                )
+
+            def backward(kind: str, dtype: str = dtype, shape: Any = shape) -> Ways:
+                N, n, m = shape
+                return ways_backward(cupy, kernel, draw(kind, dtype, N, m), draw(kind, dtype, N, n), more)
+
+            add("y", dtype, shape, forward)
+            add("dW and db", dtype, shape, backward)
     return found
 
 
@@ -140,11 +172,19 @@ def main() -> int:
 
     backend = backends.get("cupy")
     cublaslt._WORK = 1  # whether it pays is what is asked
+    more: dict[str, Any] = {}
+    if cublaslt._is_cut_to_tf32(cupy.dtype("float32")):
+        from nvmath.linalg import ComputeType
 
-    def draw(dtype: str, *shape: int) -> Any:
+        more["compute_type"] = ComputeType.COMPUTE_32F_FAST_TF32
+
+    def draw(kind: str, dtype: str, *shape: int) -> Any:
+        if kind == "integers":  # small enough that every sum is exact
+            return cupy.random.randint(-1, 2, shape).astype("float32").astype(backend.dtype(dtype))
         return cupy.random.standard_normal(shape, dtype="float32").astype(backend.dtype(dtype))
 
-    json.dump(measure(cupy, kernel, cublaslt, draw, clock_of(backend, backend.devices[0])), sys.stdout)
+    clock = clock_of(backend, backend.devices[0])
+    json.dump(measure(cupy, kernel, cublaslt, draw, clock, more), sys.stdout)
     return 0
 
 

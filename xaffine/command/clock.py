@@ -34,7 +34,7 @@ class Clock:
     wait : callable
         ``wait(array)`` blocks until an array is computed.
     flush : callable or None
-        Empties the caches of the device by writing more than they hold; None on the CPU.
+        Empties the caches of the device by writing more than they hold, and waits for that; None on the CPU.
     """
 
     name: str
@@ -65,9 +65,18 @@ def clock_of(backend: Backend, device: Any) -> Clock:
         return Clock("host", time.perf_counter, lambda start, end: end - start, backend.wait, None)
     if backend.name == "jax":  # has no events
         return Clock("host", time.perf_counter, lambda start, end: end - start, backend.wait, _flush_of_jax(device))
-    buffer = backend.xp.zeros(_LARGER_THAN_CACHES, dtype=backend.xp.uint8, device=device)
     library: Any = importlib.import_module(backend.name)
-    return _with_events(library, lambda: buffer.fill(1) if backend.name == "cupy" else buffer.fill_(1), backend.wait)
+    if backend.name == "cupy":  # events are recorded on the current device
+        device.use()
+    else:
+        library.cuda.set_device(device)
+    buffer = backend.xp.zeros(_LARGER_THAN_CACHES, dtype=backend.xp.uint8, device=device)
+
+    def flush() -> None:
+        buffer[...] = 1
+        backend.wait(buffer)
+
+    return _with_events(library, flush, backend.wait)
 
 
 def _with_events(library: Any, flush: Callable[[], Any], wait: Callable[[Array], Any]) -> Clock:

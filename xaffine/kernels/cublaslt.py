@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import logging
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
 __all__ = ["fill"]
+
+_logger = logging.getLogger(__name__)
 
 _WORK = 2**34  # multiplications that take the device longer than the host's part of the call
 _ALIGNMENT = 256  # bytes; of any memory that CuPy allocates, and what a plan may rely on
@@ -31,15 +34,15 @@ def fill(y: cupy.ndarray, x: cupy.ndarray, W: cupy.ndarray, b: cupy.ndarray) -> 
     if not (_pays(x, W) and _fits(y, x, W, b)) or (advanced := _nvmath()) is None:
         return False
     tf32 = _is_cut_to_tf32(x.dtype)
-    # A plan has a workspace of its own: two streams must not share it.
-    key = (x.device.id, cupy.cuda.get_current_stream().ptr, x.shape, W.shape, x.dtype.name, tf32)
+    key = (x.device.id, x.shape, W.shape, x.dtype.name, tf32)
     plan = _plans_of_thread().get(key, lambda: _plan(advanced, y, x, W, b, tf32=tf32))
     if plan is None:
         return False
     try:
         plan.reset_operands_unchecked(a=W.T, b=x.T, c=y.T, epilog_inputs={"bias": b})
-        plan.execute()
-    except Exception:  # out of memory for its workspace, say: the plain way needs none
+        plan.execute(release_workspace=True)  # in the order of the stream; kept, it would be out of CuPy's reach
+    except Exception as error:  # out of memory for its workspace, say: the plain way needs none
+        _logger.warning("a fused product failed, so the bias is added after it: %r", error)
         return False
     finally:
         plan.release_operands()
@@ -74,19 +77,24 @@ def _nvmath() -> Any:
 
 def _plan(advanced: Any, y: cupy.ndarray, x: cupy.ndarray, W: cupy.ndarray, b: cupy.ndarray, *, tf32: bool) -> Any:
     """A plan for yᵀ = Wᵀ xᵀ + b, which cuBLASLt takes column by column, into y; None if there is none."""
-    options = {"inplace": True, "memory_limit": _WORKSPACE, "blocking": "auto"}
-    if tf32:
-        options["compute_type"] = importlib.import_module("nvmath.linalg").ComputeType.COMPUTE_32F_FAST_TF32
     plan = None
     try:
         idle = cupy.cuda.Stream(non_blocking=True)  # planning waits for its stream: not for the one in use
-        plan = advanced.Matmul(W.T, x.T, y.T, beta=0.0, options=options, stream=idle)
+        plan = advanced.Matmul(W.T, x.T, y.T, beta=0.0, options=_options(tf32=tf32), stream=idle)
         plan.plan(epilog=advanced.MatmulEpilog.BIAS, epilog_inputs={"bias": b}, stream=idle)
-    except Exception:  # whatever keeps it from being planned: the plain way is there
+    except Exception as error:  # whatever keeps it from being planned: the plain way is there
+        _logger.warning("a fused product cannot be planned, so biases are added after products: %r", error)
         if plan is not None:
             plan.free()
         return None
     return plan
+
+
+def _options(*, tf32: bool) -> dict[str, Any]:
+    options: dict[str, Any] = {"inplace": True, "memory_limit": _WORKSPACE}
+    if tf32:
+        options["compute_type"] = importlib.import_module("nvmath.linalg").ComputeType.COMPUTE_32F_FAST_TF32
+    return options
 
 
 class _Plans:

@@ -54,8 +54,9 @@ def backward(
 
 
 def _ready(buffer: cupy.ndarray | None, shape: tuple[int, ...], dtype: Any) -> cupy.ndarray:
-    """A buffer that cuBLAS can fill: the one given if it is contiguous, else a new one."""
-    return buffer if buffer is not None and buffer.flags.c_contiguous else cupy.empty(shape, dtype)
+    """What a product can fill without more memory: a contiguous buffer, unless CuPy copies operands on the way."""
+    copies = dtype.kind in "iu" or shape == (1, 1)
+    return cupy.empty(shape, dtype) if buffer is None or copies or not buffer.flags.c_contiguous else buffer
 
 
 def _dense(matrix: cupy.ndarray) -> cupy.ndarray:

@@ -11,8 +11,8 @@ zero alike. A sum of t products in which no term takes part in more than k round
 
 each of its t products and fewer than t additions may leave an η, which at most k later roundings then enlarge.
 Where the factors of the products are first rounded to a narrower format, of unit roundoff u', each product has two
-more factors 1 + δ', and (1 + γ_k)(1 + u')² − 1 takes the place of γ_k. Arithmetic that cuts off instead of rounding to
-nearest has twice the unit roundoff.
+more factors 1 + δ', and (1 + γ_k)(1 + u')² − 1 takes the place of γ_k, but for the bias; factors must then be zero or
+normal numbers. Arithmetic that cuts off instead of rounding to nearest has twice the unit roundoff.
 
 How large k is, and in which format u is taken, depends on how the sum is added up: see `Summation`.
 `affine_bounds` applies this to the four results of an affine layer, `rounding_bound` to one element.
@@ -34,7 +34,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence  # noqa: TC003 - a field of a NamedTuple
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any, NamedTuple, TypeAlias
 
@@ -58,6 +58,7 @@ _FORMATS = {
 }
 # Formats of factors alone: no array has them.
 _NARROW = {"tf32": Fraction(1, 2**11)}
+_NARROWED = ("float32", "complex64")  # the dtypes whose factors are
 
 Number: TypeAlias = Any
 """A Fraction, a float (infinity), or an array of floats."""
@@ -166,9 +167,11 @@ class Summation:
             return terms
         return self.block + math.ceil(terms / self.block) - 1
 
-    def factors_in(self, dtype: str) -> str | None:
-        """The format that factors are brought to where a product is computed in that dtype."""
-        return self.factors if dtype in ("float32", "complex64") else None
+    def of(self, name: str, dtype: str) -> Summation:
+        """What it says of one result, computed in a dtype: db has no factors, and where others have, it is not cut."""
+        if self.factors is None or (name != "db" and dtype in _NARROWED):
+            return self
+        return replace(self, factors=None, cuts=self.cuts and name != "db")
 
 
 def usual_summation(dtype: str) -> Summation:
@@ -193,6 +196,7 @@ def rounding_bound(
     *,
     cuts: bool = False,
     factors: str | None = None,
+    bias: Number = 0,
 ) -> Number:
     """Bound the error of a result that is a sum of products.
 
@@ -213,6 +217,8 @@ def rounding_bound(
         The dtype of the result.
     cuts, factors
         As in `Summation`.
+    bias : Fraction or array
+        What in `magnitude` is no product: |b|.
 
     Returns
     -------
@@ -228,10 +234,12 @@ def rounding_bound(
     number: Any = float if isinstance(magnitude, np.ndarray) else Fraction
     times = 2 if cuts else 1
     factor = gamma(k, times * unit_roundoff(accumulator))
-    if factors is not None:
-        factor = (1 + factor) * (1 + times * _NARROW[factors]) ** 2 - 1
+    underflow = number(2 * terms * smallest_normal(accumulator))
     factor = number(factor) if factor < math.inf else factor
-    error = factor * magnitude + number(2 * terms * smallest_normal(accumulator)) * (1 + factor)
+    error = factor * magnitude + underflow * (1 + factor)
+    if factors is not None and k:  # else there is no product
+        narrow = number((1 + times * _NARROW[factors]) ** 2 - 1)
+        error = error + narrow * (1 + factor) * (magnitude - bias)
     if rounded_to != accumulator:
         u, nu = number(unit_roundoff(rounded_to)), number(smallest_normal(rounded_to))
         for stage in stages:
@@ -310,22 +318,20 @@ def affine_bounds(
         dy = flatten(np, dy, k)
     summation = usual_summation(_known(dtype)) if summation is None else summation
     sums = sums_of_products(_parts(flatten(np, x, k)), _parts(W), _parts(b), _parts(dy), summation)
-    factors = dict.fromkeys(sums, summation.factors_in(dtype)) | {"db": None}
-    return Bounds(**{name: _round_up(sums[name], dtype, summation, factors[name], shapes[name]) for name in sums})
+    return Bounds(**{name: _round_up(sums[name], dtype, summation.of(name, dtype), shapes[name]) for name in sums})
 
 
-def _round_up(sums: Sums, dtype: str, summation: Summation, factors: str | None, shape: tuple[int, ...]) -> np.ndarray:
+def _round_up(sums: Sums, dtype: str, summation: Summation, shape: tuple[int, ...]) -> np.ndarray:
     """Bound sums that float64 has computed with errors of its own: relative ones of `own`, and underflow."""
     operations = sums.terms + 16  # those of a sum in any order, and a dozen in the formula
     own, tiny = operations * 2.0**-52, operations * 2.0**-1022
     accumulator = summation.accumulator or dtype
     parts = []
-    for i, magnitude in enumerate(sums.magnitude):
+    for i, (magnitude, bias) in enumerate(zip(sums.magnitude, sums.bias, strict=True)):
         size = magnitude * (1 + own) + tiny
         stages = [abs(stage[i]) + own * size for stage in sums.stages]
-        bound = rounding_bound(
-            size, stages, sums.k, sums.terms, accumulator, dtype, cuts=summation.cuts, factors=factors
-        )
+        how: Any = {"cuts": summation.cuts, "factors": summation.factors, "bias": bias * (1 - own)}
+        bound = rounding_bound(size, stages, sums.k, sums.terms, accumulator, dtype, **how)
         parts.append(bound * (1 + own))
     whole = parts[0] if len(parts) == 1 else parts[0] + 1j * parts[1]
     return np.asarray(whole.reshape(shape))
@@ -344,6 +350,8 @@ class Sums(NamedTuple):
         The value, after the value without the bias where there is one.
     magnitude : Parts
         The same sums with every term positive.
+    bias : Parts
+        What in them is no product.
     k : int
         The most roundings that any term takes part in.
     terms : int
@@ -352,6 +360,7 @@ class Sums(NamedTuple):
 
     stages: list[Parts]
     magnitude: Parts
+    bias: Parts
     k: int
     terms: int
 
@@ -361,22 +370,24 @@ def sums_of_products(x: Parts, W: Parts, b: Parts | None, dy: Parts | None, summ
     parts = len(x)
     n, m = W[0].shape
     y, size = _product(x, W), _magnitude(x, W)
-    stages = [y]
+    stages, offsets = [y], [0 * part for part in size]
     # Without any product, y is b as it is.
     k = summation.roundings(parts * n) + (b is not None) if n else 0
     if b is not None:
         stages.append([p + offset for p, offset in zip(y, b, strict=True)])
-        size = [p + abs(offset) for p, offset in zip(size, b, strict=True)]
-    sums = {"y": Sums(stages, size, k, parts * n + (b is not None))}
+        offsets = [p + abs(offset) for p, offset in zip(offsets, b, strict=True)]
+        size = [p + offset for p, offset in zip(size, offsets, strict=True)]
+    sums = {"y": Sums(stages, size, offsets, k, parts * n + (b is not None))}
     if dy is None:
         return sums
-    W_T, x_T = [part.T for part in W], [part.T for part in x]
     N = len(dy[0])
-    sums["dx"] = Sums([_product(dy, W_T)], _magnitude(dy, W_T), summation.roundings(parts * m), parts * m)
-    sums["dW"] = Sums([_product(x_T, dy)], _magnitude(x_T, dy), summation.roundings(parts * N), parts * N)
+    for name, left, right, terms in (("dx", dy, [part.T for part in W], m), ("dW", [part.T for part in x], dy, N)):
+        size = _magnitude(left, right)
+        none = [0 * part for part in size]
+        sums[name] = Sums([_product(left, right)], size, none, summation.roundings(parts * terms), parts * terms)
     if b is not None:
-        total, sizes = [part.sum(0) for part in dy], [abs(part).sum(0) for part in dy]
-        sums["db"] = Sums([total], sizes, max(summation.roundings(N) - 1, 0), N)  # one less: there are no products
+        total, size = [part.sum(0) for part in dy], [abs(part).sum(0) for part in dy]
+        sums["db"] = Sums([total], size, size, max(summation.roundings(N) - 1, 0), N)  # one less: there are no products
     return sums
 
 

@@ -80,7 +80,7 @@ class Exact(NamedTuple):
 
     Attributes
     ----------
-    stages, magnitude, k, terms
+    stages, magnitude, bias, k, terms
         As in `xaffine.testing.bounds.Sums`; integers in units of ``2**-scale``, in the shape of the result.
     scale : int
         The unit.
@@ -92,6 +92,7 @@ class Exact(NamedTuple):
 
     stages: list[Parts]
     magnitude: Parts
+    bias: Parts
     scale: int
     k: int
     terms: int
@@ -100,10 +101,14 @@ class Exact(NamedTuple):
     cuts: bool = False
     factors: str | None = None
 
-    def bound(self, magnitude: Fraction, stages: list[Fraction]) -> Any:
-        """The rounding bound of an element with that magnitude and those stages."""
+    def bound(self, part: int, position: int) -> Any:
+        """The rounding bound of one element's real (part 0) or imaginary part (1)."""
+        unit = Fraction(1, 2**self.scale)
+        size, bias, *stages = (
+            int(some[part].flat[position]) * unit for some in (self.magnitude, self.bias, *self.stages)
+        )
         how = (self.k, self.terms, self.accumulator, self.rounded_to)
-        return rounding_bound(magnitude, stages, *how, cuts=self.cuts, factors=self.factors)
+        return rounding_bound(size, stages, *how, cuts=self.cuts, factors=self.factors, bias=bias)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -213,22 +218,23 @@ class Case:
         )  # fmt: skip
         sums = sums_of_products(*operands, asked)
         dtypes = dict.fromkeys(sums, wide) | {"y": self.y_dtype}
-        ways = dict.fromkeys(sums, asked) | {"y": self.summation or usual_summation(self.y_dtype)}
+        ways = {name: (self.summation or usual_summation(d)).of(name, d) for name, d in dtypes.items()}
         primals = {"y": self.y_dtype, "dx": self.x.dtype, "dW": self.W.dtype, "db": self.b and self.b.dtype}
         shapes = {"y": (*self.batch, m), "dx": self.x.values.shape, "dW": (n, m), "db": (m,)}
         return {
             name: Exact(
-                [[part.reshape(shapes[name]) for part in stage] for stage in stages],
-                [part.reshape(shapes[name]) for part in magnitude],
+                [[part.reshape(shapes[name]) for part in stage] for stage in own.stages],
+                [part.reshape(shapes[name]) for part in own.magnitude],
+                [part.reshape(shapes[name]) for part in own.bias],
                 scale if name == "db" else 2 * scale,
-                k,
-                terms,
+                own.k,
+                own.terms,
                 ways[name].accumulator or dtypes[name],
                 str(primals[name]),
                 ways[name].cuts,
-                None if name == "db" else ways[name].factors_in(dtypes[name]),
+                ways[name].factors,
             )
-            for name, (stages, magnitude, k, terms) in sums.items()
+            for name, own in sums.items()
         }
 
 
@@ -254,9 +260,7 @@ def worst_error(computed: np.ndarray, exact: Exact) -> tuple[float, tuple[int, .
                 return math.inf, _index(j, exact.shape)
             error = abs(Fraction(got) - int(values[j]) * unit)
             if error:
-                stages = [int(stage[i].ravel()[j]) * unit for stage in exact.stages]
-                size = int(exact.magnitude[i].ravel()[j]) * unit
-                bound = exact.bound(size, stages)
+                bound = exact.bound(i, j)
                 ratio = float(error / bound) if bound else math.inf
                 if ratio > worst:
                     worst, where = ratio, j

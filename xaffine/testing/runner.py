@@ -212,7 +212,7 @@ class Plan:
         if not wanted or not all(isinstance(d, str) and d in known for d in wanted):
             msg = f"dtype {dtype!r} is not among those of the backend {xp!r}: {', '.join(known)}"
             raise ValueError(msg)
-        strangers = [d for d in wanted if summation is not None and summation.factors != summation.factors_in(d)]
+        strangers = [d for d in wanted if summation is not None and summation.of("y", d).factors != summation.factors]
         if strangers:
             msg = f"only float32 and complex64 have factors in tf32; dtype has {', '.join(map(repr, strangers))}"
             raise ValueError(msg)
