@@ -9,10 +9,11 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import xaffine
-from xaffine import backends
+from xaffine import AffineLayer, backends
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -22,14 +23,15 @@ MODULES = [
     if module.name not in ("xaffine.__main__",)
 ]
 # What imports another library than NumPy is looked at in the session that has it.
-OWN = {name: f"xaffine.kernels.{name}" for name in backends.names() if name != "numpy"}
+OWN = {name: [f"xaffine.kernels.{name}"] for name in backends.names() if name != "numpy"}
+OWN["cupy"].append("xaffine.kernels.cublaslt")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "name" in metafunc.fixturenames:
         backend = metafunc.config.getoption("backend")
-        everywhere = [name for name in ("xaffine", *MODULES) if name not in OWN.values()]
-        own = [name for name in MODULES if name == OWN.get(backend)] or ["xaffine"]
+        everywhere = [name for name in ("xaffine", *MODULES) if not any(name in own for own in OWN.values())]
+        own = [name for name in MODULES if name in OWN.get(backend, ())] or ["xaffine"]
         metafunc.parametrize("name", everywhere if backend == "numpy" else own)
 
 
@@ -45,13 +47,17 @@ def test_ci_runs_the_test_line_of_the_readme() -> None:
 
 
 @pytest.mark.once
-def test_python_of_the_readme_runs() -> None:
+def test_python_of_the_readme_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
     scope: dict[str, Any] = {}
-    for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
-        exec(block, scope)  # noqa: S102 - our own text
+    first, *others = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    exec(first, scope)  # noqa: S102 - our own text
     assert scope["y"].shape == (32, 10)
     assert scope["dx"].shape == (32, 8, 8)
     assert scope["layer"].W is scope["W"]
+    for block in others:
+        exec(block, scope)  # noqa: S102 - likewise
+    assert np.array_equal(scope["layer"].W, AffineLayer.random(64, 10, scheme="xavier_normal", seed=0).W)
 
 
 @pytest.mark.once
