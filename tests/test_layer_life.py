@@ -68,6 +68,15 @@ class TestAccumulate:
         layer.backward(x, accumulate=True)
         assert (layer.dW.tolist(), layer.db.tolist()) == ([[102]], [2])
 
+    def test_a_buffer_that_held_a_sum_starts_a_new_one(self) -> None:
+        x, buffer = np.ones((2, 1), np.float16), np.zeros((1, 1), np.float16)
+        layer = AffineLayer(x[:1], x[0])
+        layer.forward(x)
+        for out in (True, False, True, False):
+            layer.backward(x, **({"out": (None, buffer, None)} if out else {"accumulate": True}))
+        assert layer.dW is buffer
+        assert buffer.tolist() == [[4]]
+
     def test_who_holds_a_gradient_sees_the_sum(self, backend: Backend, device: Any) -> None:
         for dtype in {"float32", "float16"} & set(backend.dtypes(device)):
             dy, x, W, b = on(make_case((3, 2), 4, seed=0, dtypes=dtype), backend, device)

@@ -62,7 +62,7 @@ Vjp: TypeAlias = Callable[..., Gradients]
 Outs: TypeAlias = tuple[Array | None, Array | None, Array | None]
 """Buffers for dx, dW and db."""
 
-_OPERANDS = ("x", "W", "b")
+OPERANDS = ("x", "W", "b")
 
 
 def affine(
@@ -131,7 +131,7 @@ def affine_backward(
     /,
     *,
     n_batch_axes: int | None = None,
-    wrt: Iterable[str] = _OPERANDS,
+    wrt: Iterable[str] = OPERANDS,
     out: Outs | None = None,
 ) -> Gradients:
     """Compute the gradients of a scalar L from dy = ∂L/∂y, where y = x W + b.
@@ -322,7 +322,7 @@ def _pull_back(
     n_batch_axes: int | None,
     dy: Array,
     out: Outs | None = None,
-    wrt: Iterable[str] = _OPERANDS,
+    wrt: Iterable[str] = OPERANDS,
 ) -> Gradients:
     return affine_backward(dy, x, W, b, n_batch_axes=n_batch_axes, wrt=wrt, out=out)
 
@@ -375,7 +375,7 @@ def _forward(operands: Operands, out: Array | None) -> Array:
         return _write(restore(xp, cast(xp, y, dtype), y_shape, k), out)
 
 
-def _backward(operands: Operands, dy: Array, out: Outs | None = None, wrt: Iterable[str] = _OPERANDS) -> Gradients:
+def _backward(operands: Operands, dy: Array, out: Outs | None = None, wrt: Iterable[str] = OPERANDS) -> Gradients:
     x, W, b, k, forward_dtype, _, plain = operands
     dtype = check_cotangent(dy, operands)
     wanted = _check_wrt(wrt, b)
@@ -403,21 +403,21 @@ def _fillable(xp: ModuleType, out: Outs, n_batch_axes: int, dtype: Any) -> Outs:
 
 
 def _check_wrt(wrt: Iterable[str], b: Array | None) -> tuple[str, ...]:
-    if wrt is _OPERANDS and b is not None:
-        return _OPERANDS
+    if wrt is OPERANDS and b is not None:
+        return OPERANDS
     wanted = tuple(wrt) if isinstance(wrt, Iterable) else (wrt,)
-    if any(name not in _OPERANDS for name in wanted):
+    if any(name not in OPERANDS for name in wanted):
         msg = f"wrt names the gradients wanted, out of 'x', 'W' and 'b'; it came as {wrt!r}"
         raise ValueError(msg)
-    return tuple(name for name in _OPERANDS if name in wanted and not (name == "b" and b is None))
+    return tuple(name for name in OPERANDS if name in wanted and not (name == "b" and b is None))
 
 
 def _check_outs(out: Outs, dy: Array, operands: Operands, wanted: Collection[str]) -> None:
-    if not isinstance(out, tuple) or len(out) != len(_OPERANDS):
+    if not isinstance(out, tuple) or len(out) != len(OPERANDS):
         came = f"a tuple of {len(out)}" if isinstance(out, tuple) else f"a {type(out).__name__}"
         msg = f"out must be a tuple (dx, dW, db), with None where a new array is wanted; it came as {came}"
         raise TypeError(msg)
-    buffers = {f"out's d{name}": buffer for name, buffer in zip(_OPERANDS, out, strict=True) if buffer is not None}
+    buffers = {f"out's d{name}": buffer for name, buffer in zip(OPERANDS, out, strict=True) if buffer is not None}
     for name, buffer in buffers.items():
         letter = name[-1]
         primal = getattr(operands, letter)

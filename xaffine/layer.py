@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from xaffine import backends, initializers, storage
 from xaffine.backends import is_half, is_recorded, namespace_of, on_device_of
-from xaffine.functional import affine_vjp
+from xaffine.functional import OPERANDS, affine_vjp
 from xaffine.kernels import kernel_of
 from xaffine.shapes import cast, check_parameters, check_sum, describe, is_writable
 
@@ -111,7 +111,7 @@ class AffineLayer:
         self,
         dy: Array,
         *,
-        wrt: Iterable[str] = ("x", "W", "b"),
+        wrt: Iterable[str] = OPERANDS,
         accumulate: bool = False,
         out: Outs | None = None,
     ) -> Array | None:
@@ -153,7 +153,8 @@ class AffineLayer:
             raise RuntimeError(msg)
         if not accumulate:
             dx, self.dW, self.db = self._vjp(dy, out, wrt)
-            self._sums = {}
+            if self._sums:  # a buffer that held a sum may hold a gradient now
+                self._sums = {}
             return dx
         if out is not None:
             msg = "accumulate adds to dW and db in place, and out names other places for them: leave out one of the two"
