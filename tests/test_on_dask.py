@@ -11,7 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xaffine import affine, affine_backward, affine_vjp
+from xaffine import affine, affine_backward, affine_jvp, affine_vjp
+from xaffine.curvature import affine_double_backward, kronecker_factors
+from xaffine.per_sample import clipped_gradients, per_sample_gradient_norms, per_sample_gradients
 from xaffine.testing import make_case
 from xaffine.testing.cases import worst_error
 
@@ -91,3 +93,30 @@ def test_out_is_filled_lazily() -> None:
     out = da.zeros((2, 4))
     assert affine(da.ones((2, 3)), da.ones((3, 4)), out=out) is out
     assert out.compute().tolist() == [[3] * 4] * 2
+
+
+def test_derivatives_take_unknown_row_counts_and_stay_lazy(monkeypatch: pytest.MonkeyPatch) -> None:
+    case, dots = (make_case((6, 3), 4, seed=seed, dtypes="float64") for seed in (1, 2))
+    rows = da.from_array(np.ones(6, bool), chunks=2)
+    x, dy, x_dot = (chunked(a, (2, a.shape[1]))[rows] for a in (case.x.values, case.dy.values, dots.x.values))
+    W, b, W_dot, b_dot = (chunked(o.values, -1) for o in (case.W, case.b, dots.W, dots.b))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(dask.base, "get_scheduler", lambda **_: pytest.fail("computed"))
+        y_dot = affine_jvp((x, W, b), (x_dot, W_dot, b_dot))[1]
+        bias_alone = affine_jvp((x, W, b), (None, None, b_dot))[1]
+        each = per_sample_gradients(dy, x, W, b)
+        norms = per_sample_gradient_norms(dy, x, W, b)
+        clipped = clipped_gradients(dy, x, W, b, max_norm=np.inf)
+        second = affine_double_backward((x_dot, W_dot, b_dot), dy, x, W, b)
+    x_, W_, dy_ = case.x.values, case.W.values, case.dy.values
+    expected = x_ @ dots.W.values + dots.x.values @ W_ + dots.b.values
+    assert np.array_equal(y_dot.compute(), expected)
+    assert np.array_equal(second.dy.compute(), expected)
+    assert np.array_equal(second.x.compute(), dy_ @ dots.W.values.T)
+    assert np.array_equal(bias_alone.compute(), np.broadcast_to(dots.b.values, (6, 4)))
+    assert np.array_equal(each.dW.compute(), x_[:, :, None] * dy_[:, None, :])
+    assert np.array_equal(clipped.dW.compute(), x_.T @ dy_)
+    assert norms.compute().shape == (6,)
+    with pytest.raises(ValueError, match=r"their number: dy is .* \(in Dask: x\.compute_chunk_sizes\(\)\)"):
+        kronecker_factors(dy, x, W, b)

@@ -49,7 +49,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     # a third of a second for any: there the layer alone is drawn for.
     slow = metafunc.config.getoption("backend") in ("jax", "ndonnx")
     makes = [AffineLayer] if slow else [AffineLayer, Functions, Vjp]
-    metafunc.parametrize("make", makes)
+    if "make" in metafunc.fixturenames:
+        metafunc.parametrize("make", makes)
 
 
 @pytest.mark.parametrize("prop", PROPERTIES, ids=lambda prop: prop.name)

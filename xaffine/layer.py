@@ -252,7 +252,7 @@ class AffineLayer:
             n_batch_axes=n_batch_axes,
         )
 
-    def to(self, xp: str, *, device: Any = None, dtype: str | None = None) -> Self:
+    def to(self, xp: str, device: Any = None, dtype: str | None = None) -> Self:
         """Bring the layer to another library, device or dtype: train on CuPy, serve on NumPy.
 
         Parameters

@@ -78,9 +78,9 @@ def per_sample_gradients(
     with on_device_of(x):
         samples, gradients = (cast(xp, each, _wide(xp, dtype)) for each in _as_samples(xp, operands, dy))
         dW, db = _of_each(xp, samples, gradients), xp.sum(gradients, axis=1, dtype=gradients.dtype)
-        batch = x.shape[: min(operands.n_batch_axes, 1)]
-        dW = reshape(xp, cast(xp, dW, W.dtype), (*batch, *W.shape))
-        return PerSampleGradients(dW, None if b is None else reshape(xp, cast(xp, db, b.dtype), (*batch, *b.shape)))
+        if operands.n_batch_axes == 0:
+            dW, db = reshape(xp, dW, W.shape), reshape(xp, db, W.shape[1:])
+        return PerSampleGradients(cast(xp, dW, W.dtype), None if b is None else cast(xp, db, b.dtype))
 
 
 def per_sample_gradient_norms(
@@ -217,7 +217,7 @@ def _as_samples(xp: ModuleType, operands: Operands, dy: Array) -> tuple[Array, A
     """Bring x to (N, T, n) and dy to (N, T, m); N is 1 without a batch axis."""
     k = operands.n_batch_axes
     if k < 2:  # also where N is not known yet
-        return xp.expand_dims(flatten(xp, operands.x, k), axis=1), xp.expand_dims(flatten(xp, dy, k), axis=1)
+        return flatten(xp, operands.x, k)[:, None, :], flatten(xp, dy, k)[:, None, :]
     (N, *others), (n, m) = operands.x.shape[:k], operands.W.shape
     T = math.prod(others)
     return reshape(xp, operands.x, (N, T, n)), reshape(xp, dy, (N, T, m))

@@ -126,7 +126,7 @@ def read(path: str | os.PathLike[str], backend: Backend, device: Any = None) -> 
     if metadata.get("sha256") != _digest(tensors, axes):
         msg = f"{path} was changed after it was saved: its SHA-256 is another. Restore it from a copy"
         raise ValueError(msg)
-    arrays = {name: _native(path, name, value, backend, device) for name, value in tensors.items()}
+    arrays = {name: _native(path, name, value, backend, device) for name, value in sorted(tensors.items())}
     return arrays["W"], arrays.get("b"), None if axes == "None" else int(axes)
 
 
