@@ -117,6 +117,18 @@ def exact_square(x: Any, dy: Any, *, bias: bool) -> tuple[Fraction, Fraction]:
     return square(x, dy), square(*absolute)
 
 
+@pytest.mark.parametrize("shape", [(4, 2, 11), (4, 9, 3)])  # by Gram matrices, and by the gradients themselves
+def test_norms_of_complex_gradients_are_real(backend: Backend, device: Any, shape: Any) -> None:
+    if "complex128" not in backend.dtypes(device):
+        pytest.skip("this backend has no complex numbers")
+    case = make_case(shape, 12, seed=0, dtypes="complex128", n_batch_axes=2)
+    dy, x, W, b = on(case, backend, device)
+    norms = backend.to_numpy(per_sample_gradient_norms(dy, x, W, b, n_batch_axes=2))
+    exact = np.sqrt(squared_norms(case))
+    assert norms.dtype == np.float64
+    assert (abs(norms - exact) <= float(bounds.gamma(4, u(case))) * exact).all()
+
+
 @pytest.mark.parametrize("shape", [(5, 3), (2, 3, 4), (3,)])
 def test_sums_that_are_not_clipped_are_the_gradients(backend: Backend, device: Any, shape: Any) -> None:
     axes = 2 if len(shape) == 3 else None
