@@ -8,7 +8,7 @@ import array_api_strict as xp
 import numpy as np
 import pytest
 
-from xaffine import affine, affine_backward, affine_vjp
+from xaffine import AffineLayer, affine, affine_backward, affine_vjp, backends
 
 
 @pytest.mark.parametrize("name", ["CPU_DEVICE", "device1", "device2", "no_float64"])
@@ -60,3 +60,13 @@ def test_out_is_filled_and_apart_from_the_operands() -> None:
     with pytest.raises(ValueError, match="out overlaps x in memory"):
         affine(x, W, out=x)
     assert bool(xp.all(x == 1))
+
+
+@pytest.mark.parametrize("source", ["array-api-strict", "numpy"])
+def test_layers_move_between_devices(source: str) -> None:
+    layer = AffineLayer.random(3, 2, xp=source, seed=0)
+    moved = layer.to("array-api-strict", device="array_api_xp.Device('device1')")
+    assert moved.W.device == moved.b.device == xp.Device("device1")
+    back = moved.to("array-api-strict", device="array_api_xp.Device('CPU_DEVICE')")
+    assert back.W.device == xp.Device("CPU_DEVICE")
+    assert np.array_equal(backends.get(source).to_numpy(layer.W), moved.to("numpy").W)
