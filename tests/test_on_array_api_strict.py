@@ -65,8 +65,8 @@ def test_out_is_filled_and_apart_from_the_operands() -> None:
 @pytest.mark.parametrize("source", ["array-api-strict", "numpy"])
 def test_layers_move_between_devices(source: str) -> None:
     layer = AffineLayer.random(3, 2, xp=source, seed=0)
-    moved = layer.to("array-api-strict", device="array_api_xp.Device('device1')")
+    moved = layer.to("array-api-strict", device="array_api_strict.Device('device1')")
     assert moved.W.device == moved.b.device == xp.Device("device1")
-    back = moved.to("array-api-strict", device="array_api_xp.Device('CPU_DEVICE')")
+    back = moved.to("array-api-strict", device="array_api_strict.Device('CPU_DEVICE')")
     assert back.W.device == xp.Device("CPU_DEVICE")
     assert np.array_equal(backends.get(source).to_numpy(layer.W), moved.to("numpy").W)
