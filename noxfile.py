@@ -15,7 +15,7 @@ nox.needs_version = ">=2025.5"
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 BACKENDS = ("numpy", "array-api-strict", "torch", "jax", "dask", "sparse", "ndonnx", "cupy")
-COVERED = ("numpy", "array-api-strict", "torch", "jax", "cupy")
+COVERED = ("numpy", "array-api-strict", "torch", "jax", "dask", "cupy")
 
 
 def lowest(requirements: list[str]) -> list[str]:
@@ -38,10 +38,11 @@ def lint(session: nox.Session) -> None:
     [
         *(nox.param(name, id=name, tags=["gpu"] if name == "cupy" else []) for name in BACKENDS),
         nox.param("minimum", id="minimum"),
+        nox.param("distributed", id="distributed"),
     ],
 )
 def tests(session: nox.Session, backend: str) -> None:
-    """Run the tests on one backend, or on NumPy with the lowest versions that pyproject.toml allows."""
+    """Run the tests on one backend, on NumPy with the lowest versions allowed, or those that span processes."""
     requirements = list(nox.project.dependency_groups(PYPROJECT, backend))
     if backend == "minimum":
         project = PYPROJECT["project"]
@@ -49,7 +50,7 @@ def tests(session: nox.Session, backend: str) -> None:
         requirements = [*requirements, *lowest(project["dependencies"] + extras["cli"] + extras["testing"])]
     session.install("-e", ".[cli,testing]", *requirements)
 
-    arguments = ["-n", "auto", "--backend", "numpy" if backend == "minimum" else backend]
+    arguments = ["-n", "auto", *{"minimum": [], "distributed": ["--distributed"]}.get(backend, ["--backend", backend])]
     if backend in COVERED:
         arguments += ["--cov", "--cov-report=", "--cov-fail-under=0"]  # the coverage session judges
     session.run(

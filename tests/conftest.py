@@ -26,6 +26,7 @@ OWN_FILES = {name: f"test_on_{name.replace('-', '_')}.py" for name in backends.n
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--backend", default="numpy", choices=backends.names(), help="the array library to test on")
     parser.addoption("--device", default=None, help="one of the backend's devices, as text; gpu is its first GPU")
+    parser.addoption("--distributed", action="store_true", help="the tests that span processes, and those alone")
     parser.addoption("--tf32", action="store_true", help="let products round their factors to TF32: properties alone")
 
 
@@ -44,8 +45,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Leave out the files that belong to another backend."""
+    """Leave out the files that belong to another backend or span processes."""
     backend = config.getoption("backend")
+    if collection_path.name.startswith("test_"):
+        spans_processes = collection_path.name.startswith("test_distributed_")
+        if spans_processes or config.getoption("distributed"):
+            return None if spans_processes and config.getoption("distributed") else True
     others = {file for name, file in OWN_FILES.items() if name != backend}
     if backend in WITHOUT_EXAMPLE:
         others.add("test_digits.py")

@@ -24,7 +24,7 @@ def kernel(backend: Backend, device: Any) -> Any:
 
 
 def test_backend_has_the_kernel_it_earned(backend: Backend, kernel: Any) -> None:
-    own = backend.name if backend.name in ("numpy", "cupy", "torch") else "standard"
+    own = backend.name if backend.name in ("numpy", "cupy", "torch", "dask") else "standard"
     assert kernel.__name__ == f"xaffine.kernels.{own}"
 
 

@@ -8,7 +8,8 @@ import dask
 import dask.array as da
 import numpy as np
 import pytest
-from hypothesis import given
+import sparse
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from xaffine import affine, affine_backward, affine_jvp, affine_vjp
@@ -32,16 +33,19 @@ def chunked(values: np.ndarray, chunks: Any) -> Any:
     return da.from_array(values, chunks=chunks)
 
 
-@given(st.tuples(*[st.integers(1, 4)] * 3), st.integers(0, 99))
-def test_any_chunks_give_the_exact_result(chunks: tuple[int, int, int], seed: int) -> None:
+def sizes(*shape: int) -> Any:
+    """Sizes of the chunks of an array of that shape."""
+    return st.tuples(*(st.integers(1, extent) for extent in shape))
+
+
+@example((3, 5), (5, 4), (4,), (2, 4), 0)
+@example((3, 5), (5, 2), (3,), (3, 3), 0)
+@example((3, 5), (5, 2), (4,), (3, 4), 0)
+@given(sizes(7, 5), sizes(5, 4), sizes(4), sizes(7, 4), st.integers(0, 99))
+def test_any_chunks_give_the_exact_result(of_x: Any, of_W: Any, of_b: Any, of_dy: Any, seed: int) -> None:
     case = make_case((7, 5), 4, seed=seed)
-    rows, columns, outputs = chunks
-    y, vjp = affine_vjp(
-        chunked(case.x.values, (rows, columns)),
-        chunked(case.W.values, (columns, outputs)),
-        chunked(case.b.values, outputs),
-    )
-    gradients = vjp(chunked(case.dy.values, (rows, outputs)))
+    y, vjp = affine_vjp(chunked(case.x.values, of_x), chunked(case.W.values, of_W), chunked(case.b.values, of_b))
+    gradients = vjp(chunked(case.dy.values, of_dy))
     exact = case.exact()
     for name, result in {"y": y, **gradients._asdict()}.items():
         assert worst_error(result.compute(scheduler="synchronous"), exact[name])[0] == 0
@@ -58,6 +62,80 @@ def test_nothing_computes_before_compute_is_called() -> None:
     assert all(isinstance(g, da.Array) for g in gradients)
     with pytest.raises(AssertionError, match="computed"):
         y.compute()
+
+
+def tasks(*arrays: Any) -> int:
+    return len({key for array in dask.optimize(*arrays) for key in array.dask})
+
+
+def test_a_block_is_one_task_for_each_product() -> None:
+    K = 1000
+    x, dy = (da.from_array(np.ones((K, k), "f"), chunks=(1, -1)) for k in (3, 4))
+    y, vjp = affine_vjp(x, *(da.from_array(np.ones(shape, "f"), chunks=-1) for shape in ((3, 4), 4)))
+    dx, dW, db = vjp(dy)
+    few = 10  # beside those of the blocks: W, b, what x is cut from
+    assert tasks(y) <= 2 * K + few  # a block of x and one of y
+    assert tasks(dx) <= 2 * K + few
+    assert tasks(dW) <= (3 + 1 / 3) * K + few  # blocks of x, of dy and of dW, and a tree that adds up four at a time
+    assert tasks(dW, db) <= tasks(dW) + few  # db rides along
+
+
+def test_of_a_thousand_partial_sums_few_are_held_at_once() -> None:
+    K, live, most = 1000, 0, 0
+    x, dy = (da.ones((K, k), chunks=(1, -1)) for k in (3, 4))
+    dW, db = affine_vjp(x, da.ones((3, 4)), da.ones(4))[1](dy, wrt=("W", "b"))[1:]
+
+    def count(_key: Any, _value: Any, _dsk: Any, state: Any, _worker: Any) -> None:
+        nonlocal live, most
+        live = sum(getattr(value, "shape", ())[1:] == (4, 4) for value in state["cache"].values())
+        most = max(most, live)
+
+    with dask.callbacks.Callback(posttask=count):
+        results = dask.compute(dW, db, scheduler="synchronous")
+    assert [result.tolist() for result in results] == [[[K] * 4] * 3, [K] * 4]
+    assert 0 < most <= 4 * np.ceil(np.log(K) / np.log(4))  # a tree that adds up four at a time, depth first
+
+
+def test_rows_that_cannot_be_matched_are_told_before_anything_computes() -> None:
+    x, dy = da.ones((6, 3), chunks=(2, 3)), da.ones((6, 4), chunks=(3, 4))
+    rows = da.ones(6, chunks=2) > 0
+    with pytest.raises(ValueError, match=r"x has 3 blocks along the batch and dy 2, .*compute_chunk_sizes"):
+        affine_backward(dy[da.ones(6, chunks=3) > 0], x[rows], da.ones((3, 4)))
+
+
+def test_blocks_that_turn_out_to_differ_are_the_promised_error() -> None:
+    x, dy = (da.ones((6, k), chunks=(2, k))[da.arange(6, chunks=2) > least] for k, least in ((3, 0), (4, 1)))
+    gradients = affine_backward(dy, x, da.ones((3, 4)), da.ones(4), wrt=("W", "b"))
+    for gradient in gradients[1:]:
+        with pytest.raises(ValueError, match="a block of x has 1 rows and that of dy 0"):
+            gradient.compute()
+
+
+def test_sums_of_halves_lose_nothing_between_blocks() -> None:
+    dy = chunked(np.array([[2048], [1], [-2048]], "float16"), (1, 1))  # 2049 is none of float16
+    ones = chunked(np.ones((3, 1), "float16"), (1, 1))
+    _, dW, db = affine_backward(dy, ones, da.ones((1, 1), dtype="float16"), da.ones(1, dtype="float16"))
+    assert (dW.compute().tolist(), db.compute().tolist()) == ([[1]], [1])
+
+
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_unknown_features(blocks: int) -> None:
+    case = make_case((8, 6), 4, seed=1)
+    keep = chunked(np.arange(6) % 3 > 0, 6 // blocks)
+    x, W = chunked(case.x.values, (3, 6 // blocks))[:, keep], chunked(case.W.values, (6 // blocks, -1))[keep]
+    dy, b = chunked(case.dy.values, (3, -1)), chunked(case.b.values, -1)
+    y, vjp = affine_vjp(x, W, b)
+    kept = case.x.values[:, keep.compute()], case.W.values[keep.compute()]
+    expected = affine_backward(case.dy.values, *kept, case.b.values)
+    assert np.array_equal(y.compute(), affine(*kept, case.b.values))
+    for own, exact in zip(vjp(dy), expected, strict=True):
+        assert np.array_equal(own.compute(), exact)
+
+
+def test_blocks_of_another_library_stay_there() -> None:
+    x = da.from_array(sparse.COO(np.eye(4, 3)), chunks=(2, 3), asarray=False)
+    y = affine(x, da.from_array(sparse.COO(np.ones((3, 2))), chunks=-1, asarray=False))
+    assert isinstance(y.compute(), sparse.COO)
 
 
 def test_unknown_row_counts() -> None:

@@ -32,6 +32,7 @@ _OWN = {
     ("cupy", "ndarray"): "cupy",
     ("torch", "Tensor"): "torch",
     ("torch", "Parameter"): "torch",
+    ("dask", "Array"): "dask",
 }
 
 _KERNELS: dict[type, ModuleType] = {}

@@ -1,0 +1,192 @@
+"""Train an affine layer on data that do not fit into memory, on a Dask cluster.
+
+    pip install ".[dask,io,plot]" distributed zarr
+    python docs/examples/out_of_core.py data.zarr --make 4GiB     # writes data to learn from, and learns from them
+    python docs/examples/out_of_core.py data.zarr --epochs 20     # goes on from the weights that were saved
+
+The cluster is one of this machine, or the one at ``--scheduler ADDRESS``, whose workers must see the files, too. Each
+step reads all of x once, a chunk at a time, and holds no more than a few chunks of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import dask
+import dask.array as da
+import numpy as np
+import zarr
+from dask.utils import format_bytes, parse_bytes
+from distributed import Client, LocalCluster, progress
+from distributed.scheduler import KilledWorker, NoValidWorkerError, NoWorkerError
+
+from xaffine import AffineLayer, affine, affine_vjp
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+CHUNK = 32 << 20  # bytes of x in one
+NOISE = 0.1
+PATIENCE = "60s"  # without any worker, until a computation is given up
+
+
+def make(path: Path, size: int, n: int, m: int, *, seed: int = 0) -> None:
+    """Write x (N, n), of about so many bytes, and t = x W + b + noise (N, m) as float32 to a Zarr group."""
+    rng = np.random.default_rng(seed)
+    W, b = (da.from_array(rng.standard_normal(shape, dtype="f"), chunks=-1) for shape in ((n, m), m))
+    N, rows = max(1, size // (4 * n)), max(1, CHUNK // (4 * n))
+    random = da.random.default_rng(seed)
+    x, noise = (random.standard_normal((N, k), chunks=(rows, -1), dtype="f") for k in (n, m))
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    group = zarr.open_group(unfinished, mode="w")
+    arrays = {"x": x, "t": affine(x, W, b) + np.float32(NOISE) * noise}
+    files = [
+        group.create_array(name, shape=array.shape, chunks=array.chunksize, dtype=array.dtype, compressors=None)
+        for name, array in arrays.items()
+    ]
+    da.store(list(arrays.values()), files, lock=False)
+    unfinished.rename(path)
+
+
+def open_data(path: Path) -> tuple[da.Array, da.Array]:
+    """x and t of a Zarr group, lazily; a ValueError says what is wrong with them."""
+    try:
+        group = zarr.open_group(path, mode="r")
+    except FileNotFoundError:
+        msg = f"{path} is no Zarr group: write one with --make SIZE, or name another"
+        raise ValueError(msg) from None
+    for name in ("x", "t"):
+        array = group.get(name)
+        if not isinstance(array, zarr.Array) or array.ndim != 2 or array.dtype.kind != "f":
+            msg = f"{path} must hold x (N, n) and t (N, m) in a floating dtype; its {name} is {array}"
+            raise ValueError(msg)
+        if array.nchunks_initialized < array.nchunks:  # Zarr would read zeros in their place
+            msg = f"{path} is truncated: {array.nchunks_initialized} of {array.nchunks} chunks of {name} are there"
+            raise ValueError(msg)
+    x, t = (da.from_array(group[name], chunks=group[name].chunks) for name in ("x", "t"))
+    if len(x) != len(t) or x.dtype != t.dtype:
+        msg = f"x and t must go together: x is {x.dtype} {x.shape}, t is {t.dtype} {t.shape}"
+        raise ValueError(msg)
+    return x, t
+
+
+def loss_and_gradients(x: da.Array, t: da.Array, layer: AffineLayer) -> tuple[da.Array, da.Array, da.Array]:
+    """The mean of |x W + b - t|² / 2 and its gradients by W and b, all lazy."""
+    y, vjp = affine_vjp(x, *(da.from_array(parameter, chunks=-1) for parameter in (layer.W, layer.b)))
+    error = y - t
+    _, dW, db = vjp(error / len(x), wrt=("W", "b"))
+    return (error**2).sum(dtype="float64") / (2 * len(x)), dW, db
+
+
+def train(client: Client, x: da.Array, t: da.Array, layer: AffineLayer, *, rate: float) -> Iterator[float]:
+    """Take steps of gradient descent, each through all data; yield the loss before each."""
+    while True:
+        futures = client.compute(loss_and_gradients(x, t, layer))
+        progress(futures, notebook=False)
+        try:
+            loss, dW, db = client.gather(futures)
+        except ValueError as error:
+            msg = f"a step failed, perhaps at a chunk that was cut short ({error}): write the data again"
+            raise ValueError(msg) from error
+        layer.W -= rate * dW
+        layer.b -= rate * db
+        yield float(loss)
+
+
+def start_layer(weights: Path, n: int, m: int, dtype: Any) -> tuple[AffineLayer, list[float]]:
+    """The layer that was saved and its losses so far, or a new one."""
+    if not weights.exists():
+        return AffineLayer.random(n, m, dtype=str(dtype), seed=0), []
+    layer = AffineLayer.load(weights)
+    if layer.W.shape != (n, m) or layer.b is None:
+        msg = f"{weights} holds {layer}, and the data need W ({n}, {m}) and b: name other weights, or other data"
+        raise ValueError(msg)
+    return layer, json.loads(weights.with_suffix(".json").read_text(encoding="utf-8"))
+
+
+def save(weights: Path, layer: AffineLayer, losses: list[float]) -> None:
+    """Save what the next run goes on from."""
+    layer.save(weights)
+    weights.with_suffix(".json").write_text(json.dumps(losses), encoding="utf-8")
+
+
+def plot(losses: list[float], file: Path) -> None:
+    """Draw the loss of each epoch."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(6, 3.5), layout="constrained")
+    axis.plot(range(1, len(losses) + 1), losses, marker="o", markersize=3)
+    axis.set(xlabel="epoch", ylabel="loss", yscale="log")
+    figure.savefig(file)
+    plt.close(figure)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Check everything, start the cluster, train."""
+    path, n, m, dtype = options.data, options.features, options.outputs, "float32"
+    if options.make is None:
+        x, t = open_data(path)
+        n, m, dtype = x.shape[1], t.shape[1], x.dtype
+    elif path.exists():
+        msg = f"{path} exists: leave out --make to learn from it, or name another"
+        raise ValueError(msg)
+    layer, losses = start_layer(options.weights, n, m, dtype)
+
+    with ExitStack() as stack:
+        if options.scheduler is None:
+            stack.enter_context(dask.config.set({"distributed.scheduler.no-workers-timeout": PATIENCE}))
+            limits = {"n_workers": options.workers, "threads_per_worker": 1, "memory_limit": options.memory}
+            client = stack.enter_context(
+                Client(stack.enter_context(LocalCluster(dashboard_address="127.0.0.1:0", **limits)))
+            )
+        else:
+            client = stack.enter_context(Client(options.scheduler, timeout="10s"))
+            client.wait_for_workers(1, timeout=10)
+        if options.make is not None:
+            make(path, options.make, n, m)
+        x, t = open_data(path)
+        allowed = sum(worker["memory_limit"] for worker in client.scheduler_info(n_workers=-1)["workers"].values())
+        print(f"x is {x.dtype} {x.shape}, {format_bytes(x.nbytes)}; all workers may take {format_bytes(allowed)}")
+        steps = train(client, x, t, layer, rate=options.rate)
+        for epoch in range(len(losses) + 1, options.epochs + 1):
+            losses.append(next(steps))
+            save(options.weights, layer, losses)
+            print(f"\repoch {epoch:3d}  loss {losses[-1]:.6f}", flush=True)
+    plot(losses, options.plot)
+    print(f"weights in {options.weights}, the curve in {options.plot}")
+
+
+def main() -> None:
+    """Read the command line; say in one line what went wrong."""
+    parser = argparse.ArgumentParser(description="Train an affine layer on data that do not fit into memory.")
+    parser.add_argument("data", type=Path, help="a Zarr group with x (N, n) and t (N, m)")
+    parser.add_argument("--make", type=parse_bytes, metavar="SIZE", help="write data first, with so much in x: 4GiB")
+    parser.add_argument("--features", type=int, default=256, help="n of the data to write")
+    parser.add_argument("--outputs", type=int, default=8, help="m of the data to write")
+    parser.add_argument("--scheduler", metavar="ADDRESS", help="a running one; by default a cluster is started here")
+    parser.add_argument("--workers", type=int, default=2, help="how many to start")
+    parser.add_argument("--memory", default="1GiB", help="what each of them may take")
+    parser.add_argument("--epochs", type=int, default=10, help="in all, with those of earlier runs")
+    parser.add_argument("--rate", type=float, default=0.5)
+    parser.add_argument("--weights", type=Path, default=Path("out_of_core.safetensors"))
+    parser.add_argument("--plot", type=Path, default=Path("out_of_core.svg"))
+    options = parser.parse_args()
+    try:
+        run(options)
+    except (KilledWorker, NoValidWorkerError, NoWorkerError) as error:
+        parser.exit(1, f"\nthe cluster lost too many workers: {error}\nstart it again with more memory for each\n")
+    except (ImportError, OSError, ValueError) as error:
+        parser.exit(2, f"\n{error}\n")
+
+
+if __name__ == "__main__":
+    main()

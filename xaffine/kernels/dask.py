@@ -1,0 +1,122 @@
+"""The kernel for Dask: one task a block of rows, in which the kernel of the block's own library runs.
+
+The products of the standard take three tasks a block for y, and two trees of sums for dW and db. Here a block of y is
+one task; so is [dW; db] of a block, and one tree adds these up, a few at a time, so that never many of them are held.
+Where the features are chunked, too, or not known yet, the standard's way is taken.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from functools import partial, reduce
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import dask.array as da
+
+from xaffine.backends import is_half, namespace_of
+from xaffine.kernels import kernel_of, standard
+from xaffine.shapes import cast
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+    from xaffine.backends import Array
+
+    Buffers: TypeAlias = tuple[da.Array | None, da.Array | None, da.Array | None]
+
+__all__ = ["backward", "forward"]
+
+
+def forward(x: da.Array, W: da.Array, b: da.Array | None, out: da.Array | None = None) -> da.Array:  # noqa: ARG001 - lazy
+    """y = x W + b."""
+    if not _has_whole_rows(x, W):
+        return standard.forward(x, W, b)
+    bias = () if b is None else (b.rechunk({0: W.chunks[1]}), "j")
+    return _blocks(_y, "ij", x, "ik", W.rechunk({0: -1}), "kj", *bias, dtype=x.dtype, meta=x._meta)
+
+
+def backward(
+    dy: da.Array,
+    x: da.Array,
+    W: da.Array,
+    wanted: Collection[str],
+    out: Buffers = (None, None, None),  # noqa: ARG001 - lazy
+) -> Buffers:
+    """dx = dy Wᵀ, dW = xᵀ dy and db = Σ over the batch of dy."""
+    dy = _chunked_as(x, dy)
+    if not _has_whole_rows(x, W, dy):
+        return standard.backward(dy, x, W, wanted)
+    W = W.rechunk({0: -1, 1: dy.chunks[1]})
+    dx = dW = db = None
+    if "x" in wanted and dy.numblocks[1] == 1:
+        dx = _blocks(_dx, "ik", dy, "ij", W, "kj", dtype=dy.dtype, meta=x._meta)
+    elif "x" in wanted:
+        dx = standard.backward_x(dy, W)
+    if sums := [name for name in wanted if name != "x"]:
+        n = len(W) if "W" in sums else 0
+        wide = "float32" if is_half(dy.dtype) else dy.dtype
+        parts = _blocks(
+            partial(_sums, wanted=sums, dtype=wide), "ikj", dy, "ij", x, "ik", W, "kj",
+            adjust_chunks={"i": 1, "k": n + ("b" in sums)}, dtype=wide, meta=x._meta[None, ...].astype(wide),
+        )  # fmt: skip
+        total = da.reduction(parts, _same, _add, axis=0, dtype=wide, concatenate=False, meta=x._meta.astype(wide))
+        total = total.astype(dy.dtype)
+        dW = total[:n] if "W" in sums else None
+        db = total[n] if "b" in sums else None
+    return dx, dW, db
+
+
+_blocks: Callable[..., da.Array] = partial(da.blockwise, align_arrays=False)
+
+
+def _has_whole_rows(x: da.Array, *others: da.Array) -> bool:
+    """Whether a block has all features of its rows, and all extents are known but the number of rows."""
+    W, *dy = others
+    extents = (*x.shape[1:], *W.shape, *(extent for array in dy for extent in array.shape[1:]))
+    return x.numblocks[1] == 1 and not math.isnan(sum(extents))
+
+
+def _chunked_as(x: da.Array, dy: da.Array) -> da.Array:
+    """The rows of dy in the blocks of x."""
+    if math.isnan(x.shape[0]) or math.isnan(dy.shape[0]):
+        if x.numblocks[0] != dy.numblocks[0]:
+            msg = (
+                f"x has {x.numblocks[0]} blocks along the batch and dy {dy.numblocks[0]}, of sizes that are not known "
+                f"yet. Compute dy from y block by block, or find the sizes first: array.compute_chunk_sizes()"
+            )
+            raise ValueError(msg)
+        return dy
+    return dy.rechunk({0: x.chunks[0]})
+
+
+# An index that is summed over comes as a list of its blocks, of which there is one; Dask would join them in a copy.
+def _y(x: list[Array], W: list[Array], b: Array | None = None) -> Array:
+    return kernel_of(x[0], W[0]).forward(x[0], W[0], b)
+
+
+def _dx(dy: list[Array], W: list[Array]) -> Array:
+    return kernel_of(dy[0], W[0]).forward(dy[0], namespace_of(W[0]).matrix_transpose(W[0]), None)
+
+
+def _sums(dy: Array, x: Array, W: Array, *, wanted: Collection[str], dtype: Any) -> Array:
+    """[dW; db] of one block, as far as wanted, in a dtype in which many of them can be added up."""
+    if len(x) != len(dy):
+        msg = (
+            f"a block of x has {len(x)} rows and that of dy {len(dy)}: the sizes were unknown until now. "
+            f"Compute dy from y block by block"
+        )
+        raise ValueError(msg)
+    xp = namespace_of(dy)
+    dy, x, W = (cast(xp, array, dtype) for array in (dy, x, W))
+    _, dW, db = kernel_of(dy, x, W).backward(dy, x, W, wanted)
+    return xp.concat([part for part in (dW, None if db is None else db[None, :]) if part is not None])[None, ...]
+
+
+def _same(parts: Array, **_: Any) -> Array:
+    return parts
+
+
+def _add(parts: Any, *, keepdims: bool, **_: Any) -> Array:
+    total = reduce(operator.add, parts) if isinstance(parts, list) else parts
+    return total if keepdims else total[0]
