@@ -410,6 +410,19 @@ def test_nothing_goes_through_the_host(backend: Any, monkeypatch: pytest.MonkeyP
     assert bool((y == 7).all())
 
 
+def test_blocks_of_dask_stay_on_the_device(backend: Any) -> None:
+    da = pytest.importorskip("dask.array", reason="dask is not installed on this machine")
+    case = make_case((6, 3), 4, seed=1)
+    dy, x, W, b = (o.on(backend) for o in (case.dy, case.x, case.W, case.b))
+    rows = [da.from_array(array, chunks=(2, -1), asarray=False) for array in (dy, x)]
+    y, vjp = affine_vjp(rows[1], *(da.from_array(array, chunks=-1, asarray=False) for array in (W, b)))
+    exact = case.exact()
+    for name, lazy in {"y": y, **vjp(rows[0])._asdict()}.items():
+        result = lazy.compute(scheduler="synchronous")
+        assert type(result) is cupy.ndarray
+        assert worst_error(result.get(), exact[name])[0] == 0
+
+
 def test_numpy_x_with_cupy_w_is_refused(backend: Any) -> None:
     with pytest.raises(TypeError, match=r"two libraries: x is .* \(numpy on cpu\); W is .* \(cupy on"):
         affine(np.ones((2, 3)), backend.from_numpy(np.ones((3, 4))))
