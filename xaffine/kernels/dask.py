@@ -13,10 +13,10 @@ from functools import partial, reduce
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import dask.array as da
+import numpy as np
 
 from xaffine.backends import is_half, namespace_of
 from xaffine.kernels import kernel_of, standard
-from xaffine.shapes import cast
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -55,7 +55,7 @@ def backward(
         dx = standard.backward_x(dy, W)
     if sums := [name for name in wanted if name != "x"]:
         n = len(W) if "W" in sums else 0
-        wide = "float32" if is_half(dy.dtype) else dy.dtype
+        wide = np.dtype("float32") if is_half(dy.dtype) else dy.dtype
         parts = _blocks(
             partial(_sums, wanted=sums, dtype=wide), "ikj", dy, "ij", x, "ik", W, "kj",
             adjust_chunks={"i": 1, "k": n + ("b" in sums)}, dtype=wide, meta=x._meta[None, ...].astype(wide),
@@ -108,7 +108,7 @@ def _sums(dy: Array, x: Array, W: Array, *, wanted: Collection[str], dtype: Any)
         )
         raise ValueError(msg)
     xp = namespace_of(dy)
-    dy, x, W = (cast(xp, array, dtype) for array in (dy, x, W))
+    dy, x, W = (xp.astype(array, dtype, copy=False) for array in (dy, x, W))
     _, dW, db = kernel_of(dy, x, W).backward(dy, x, W, wanted)
     return xp.concat([part for part in (dW, None if db is None else db[None, :]) if part is not None])[None, ...]
 
