@@ -67,6 +67,13 @@ def coverage(session: nox.Session) -> None:
 
 
 @nox.session
+def docs(session: nox.Session) -> None:
+    """Build the site into docs/_build, run every cell of its pages, and test it."""
+    session.install("-e", ".[cli,testing,plot,io]", *nox.project.dependency_groups(PYPROJECT, "docs"))
+    session.run("sphinx-build", "-W", "--keep-going", "-E", "-d", "docs/_build/doctrees", "docs", "docs/_build/html")
+
+
+@nox.session
 def build(session: nox.Session) -> None:
     """Build wheel and sdist, and import the package from each in a clean environment."""
     session.install("build")
