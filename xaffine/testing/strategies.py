@@ -38,6 +38,11 @@ def extents(
     min_size, max_size : int
         How many extents.
 
+    Returns
+    -------
+    SearchStrategy of tuple of int
+        Shapes.
+
     Examples
     --------
     >>> from hypothesis import find
@@ -96,6 +101,7 @@ def cases(
     Returns
     -------
     SearchStrategy of Case
+        Small ones.
 
     Examples
     --------
