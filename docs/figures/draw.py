@@ -14,6 +14,14 @@ __all__ = ["DARK", "LIGHT", "figures"]
 HERE = Path(__file__).parent
 LIGHT = {"card": "#f6f7f9", "frame": "#cdd3da", "ink": "#1b1f24", "forward": "#545d68", "backward": "#a82614"}
 DARK = {"card": "#1d2127", "frame": "#454d57", "ink": "#e8ebee", "forward": "#a3adb8", "backward": "#ff9f87"}
+STYLE = """
+text { font: italic 20px 'STIX Two Text', Cambria, Georgia, 'DejaVu Serif', serif; text-anchor: middle }
+.shape, .remark, .node { font-style: normal; font-size: 18px }
+.start { text-anchor: start }
+.end { text-anchor: end }
+rect, circle { stroke-width: 1.5 }
+path { fill: none; stroke-width: 2 }
+""".strip()
 
 # The line x → dot → add → y, with W and b below their nodes.
 WIDTH, HEIGHT = 570, 328
@@ -96,7 +104,7 @@ def _svg(graph: Graph) -> str:
         f'viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}">',
         f'<title id="title">{graph.title}</title>',
         f'<desc id="description">{graph.description}</desc>',
-        f"<style>\n{_style(LIGHT)}\n@media (prefers-color-scheme: dark) {{\n{_style(DARK)}\n}}\n</style>",
+        f"<style>\n{STYLE}\n{_colours(LIGHT)}\n@media (prefers-color-scheme: dark) {{\n{_colours(DARK)}\n}}\n</style>",
         f'<rect class="card" x="1" y="1" width="{WIDTH - 2}" height="{HEIGHT - 2}" rx="12"/>',
         *_edges("forward", graph.forward, -apart),
         *_edges("backward", graph.backward, apart),
@@ -107,18 +115,14 @@ def _svg(graph: Graph) -> str:
     return "\n".join(parts) + "\n"
 
 
-def _style(colours: dict[str, str]) -> str:
+def _colours(palette: dict[str, str]) -> str:
     return "\n".join(
         [
-            "text { font: italic 20px 'STIX Two Text', Cambria, Georgia, 'DejaVu Serif', serif; text-anchor: middle; "
-            f"fill: {colours['ink']} }}",
-            ".shape, .remark, .node { font-style: normal; font-size: 18px }",
-            ".start { text-anchor: start } .end { text-anchor: end }",
-            f"rect, circle {{ fill: {colours['card']}; stroke: {colours['ink']}; stroke-width: 1.5 }}",
-            f".card {{ stroke: {colours['frame']} }}",
-            "path { fill: none; stroke-width: 2 }",
+            f"text {{ fill: {palette['ink']} }}",
+            f"rect, circle {{ fill: {palette['card']}; stroke: {palette['ink']} }}",
+            f".card {{ stroke: {palette['frame']} }}",
             *(
-                f".{way} path {{ stroke: {colours[way]} }} .{way} text {{ fill: {colours[way]} }}"
+                f".{way} path {{ stroke: {palette[way]} }} .{way} text {{ fill: {palette[way]} }}"
                 for way in ("forward", "backward")
             ),
         ]
