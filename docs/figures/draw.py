@@ -15,8 +15,9 @@ HERE = Path(__file__).parent
 LIGHT = {"card": "#f6f7f9", "frame": "#cdd3da", "ink": "#1b1f24", "forward": "#545d68", "backward": "#a82614"}
 DARK = {"card": "#1d2127", "frame": "#454d57", "ink": "#e8ebee", "forward": "#a3adb8", "backward": "#ff9f87"}
 STYLE = """
-text { font: italic 20px 'STIX Two Text', Cambria, Georgia, 'DejaVu Serif', serif; text-anchor: middle }
-.shape, .remark, .node { font-style: normal; font-size: 18px }
+text { font: 20px 'STIX Two Text', Cambria, Georgia, 'DejaVu Serif', serif; text-anchor: middle }
+.letter { font-style: italic }
+.shape, .remark, .node { font-size: 18px }
 .start { text-anchor: start }
 .end { text-anchor: end }
 rect, circle { stroke-width: 1.5 }
@@ -24,6 +25,7 @@ path { fill: none; stroke-width: 2 }
 """.strip()
 
 # The line x → dot → add → y, with W and b below their nodes.
+VALUES = ("x", "W", "b", "y")
 WIDTH, HEIGHT = 570, 328
 LINE, BELOW = 90, 288
 X, DOT, ADD, Y = 40, 200, 370, 530
@@ -158,8 +160,8 @@ def _arrow(x1: int, y1: int, x2: int, y2: int) -> str:
 
 def _label(way: str, edge: Edge, x1: int, y1: int, x2: int) -> str:
     """The label of an edge: forward above or to the left of it, backward below or to the right."""
-    lines = [("name", edge.name), ("shape", edge.shape), ("remark", edge.remark)]
-    lines = [(kind, text) for kind, text in lines if text and text not in "xWby"]  # those stand in boxes
+    name = "" if edge.name in VALUES else _formula(edge.name)  # that of a value stands in its box
+    lines = [(kind, text) for kind, text in zip(edge._fields, (name, *edge[1:]), strict=True) if text]
     step, upwards = 22, 22 * (len(lines) - 1)
     if x1 != x2:
         x, anchor = (x1 + x2) // 2, ""
@@ -173,11 +175,16 @@ def _label(way: str, edge: Edge, x1: int, y1: int, x2: int) -> str:
     )
 
 
+def _formula(text: str) -> str:
+    """Letters in italics, names of two letters like dy upright, as in the formulas of the page."""
+    return " ".join(f'<tspan class="letter">{word}</tspan>' if word[0] in VALUES else word for word in text.split())
+
+
 def _value(name: str, x: int, y: int) -> str:
     side = 2 * HALF
     return (
         f'<rect x="{x - HALF}" y="{y - HALF}" width="{side}" height="{side}" rx="8"/>'
-        f'<text x="{x}" y="{y + 6}">{name}</text>'
+        f'<text class="letter" x="{x}" y="{y + 6}">{name}</text>'
     )
 
 
