@@ -88,7 +88,7 @@ def cases(
     dtypes : sequence of str
         The dtypes to draw from. Values "floats" takes the floating ones among them.
     values : {"integers", "units", "floats"}
-        As in `xaffine.testing.cases.make_case`.
+        As in `xaffine.testing.make_case`.
     max_extent : int
         The largest N, n and m. Dtypes that hold few integers exactly get smaller ones.
     mixed : bool
