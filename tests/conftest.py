@@ -26,6 +26,7 @@ OWN_FILES = {name: f"test_on_{name.replace('-', '_')}.py" for name in backends.n
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--backend", default="numpy", choices=backends.names(), help="the array library to test on")
     parser.addoption("--device", default=None, help="one of the backend's devices, as text; gpu is its first GPU")
+    parser.addoption("--site", default=None, help="the folder of the built site, to be tested (nox -s docs)")
     parser.addoption("--tf32", action="store_true", help="let products round their factors to TF32: properties alone")
 
 
@@ -44,13 +45,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Leave out the files that belong to another backend."""
+    """Leave out the files that belong to another backend, and that of the site where none was built."""
     backend = config.getoption("backend")
     others = {file for name, file in OWN_FILES.items() if name != backend}
     if backend in WITHOUT_EXAMPLE:
         others.add("test_digits.py")
     if backend not in WITH_PEERS:
         others.add("test_peers.py")
+    if config.getoption("site") is None:
+        others.add("test_site.py")
     return True if collection_path.name in others else None
 
 

@@ -308,7 +308,7 @@ def rounding_bound(
         The exact values that are rounded to `rounded_to`, one after the other, where that is not `accumulator`: the
         sum, and y after the sum x W.
     k : int
-        The most roundings that any term takes part in, as from `~xaffine.testing.Summation.roundings`.
+        The most roundings that any term takes part in, as from `Summation.roundings`.
     terms : int
         How many products the sum has, and one for the bias.
     accumulator : str
@@ -375,8 +375,8 @@ def affine_bounds(
 ) -> Bounds:
     """Bound the rounding errors of y = x W + b, dx = dy Wᵀ, dW = xᵀ dy and db = Σ dy.
 
-    Componentwise, with k the `~xaffine.testing.Summation.roundings` of the terms (n and one for the bias, m, N, and N
-    less the product that db does not have), ::
+    Componentwise, with k the `Summation.roundings` of the terms (n and one for the bias, m, N, and N less the product
+    that db does not have), ::
 
         |ŷ − y| ≤ γ_k (|x||W| + |b|),    |d̂x − dx| ≤ γ_k |dy||W|ᵀ,
         |d̂W − dW| ≤ γ_k |x|ᵀ|dy|,         |d̂b − db| ≤ γ_k Σ |dy|,

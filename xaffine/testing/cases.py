@@ -166,7 +166,7 @@ class Case:
     n_batch_axes : int or None
         The argument of that name.
     kind : str
-        What values they hold, as `values` of `xaffine.testing.make_case`.
+        What values they hold, as `values` of `make_case`.
     seed : int
         Seeds whatever else a check draws.
     summation : Summation or None
@@ -419,7 +419,7 @@ def largest_extent(dtypes: Iterable[str], values: str = "integers") -> int:
     dtypes : iterable of str
         Their names.
     values : {"integers", "units"}
-        As in `xaffine.testing.make_case`.
+        As in `make_case`.
 
     Returns
     -------
