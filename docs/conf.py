@@ -20,6 +20,7 @@ version = release = version_of("xaffine")
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.viewcode", "numpydoc", "mathml"]
 exclude_patterns = ["_build"]
 nitpicky = True
+smartquotes = False  # quotation marks may be those of code
 nitpick_ignore = [("py:class", "collections.abc.Callable")]
 
 # Every {code-cell} of a page runs when the page is built, and an error in one is an error of the build.
