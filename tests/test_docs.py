@@ -67,7 +67,7 @@ def test_code_that_no_build_runs_compiles(page: str, block: str) -> None:
     compile(block, page, "exec")
 
 
-@pytest.mark.parametrize("page", [page for page, text in TEXTS.items() if "{code-cell}" in text])
+@pytest.mark.parametrize("page", [page for page, text in TEXTS.items() if "\n```{code-cell}" in text])
 def test_pages_with_cells_say_so_to_the_builder(page: str) -> None:
     assert TEXTS[page].startswith("---\n")
     assert "\nkernelspec:\n" in TEXTS[page].partition("\n---\n")[0]
