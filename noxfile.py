@@ -73,7 +73,8 @@ def coverage(session: nox.Session) -> None:
 def docs(session: nox.Session) -> None:
     """Build the site into docs/_build, run every cell of its pages, and test it."""
     session.install("-e", ".[cli,testing,plot,io]", *nox.project.dependency_groups(PYPROJECT, "docs"))
-    session.run("sphinx-build", "-W", "--keep-going", "-E", "-d", "docs/_build/doctrees", "docs", SITE)
+    build = ["sphinx-build", "-W", "--keep-going", "-E", "-d", "docs/_build/doctrees", "docs", SITE]
+    session.run(*build, env={"JAX_PLATFORMS": "cpu"})  # or it says on stderr that it could use a GPU
     session.run("pytest", "tests/test_docs.py", "tests/test_figures.py", "tests/test_site.py", "--site", SITE)
 
 
