@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -16,6 +17,7 @@ nox.needs_version = ">=2025.5"
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 BACKENDS = ("numpy", "array-api-strict", "torch", "jax", "dask", "sparse", "ndonnx", "cupy")
 COVERED = ("numpy", "array-api-strict", "torch", "jax", "dask", "cupy")
+SITE = "docs/_build/html"
 
 
 def lowest(requirements: list[str]) -> list[str]:
@@ -25,11 +27,12 @@ def lowest(requirements: list[str]) -> list[str]:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Check style, formatting and types."""
+    """Check style, formatting, types, and which way imports point."""
     session.install("-e", ".", *nox.project.dependency_groups(PYPROJECT, "lint"))
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")
     session.run("mypy")
+    session.run("lint-imports", "--no-cache")
 
 
 @nox.session
@@ -68,9 +71,19 @@ def coverage(session: nox.Session) -> None:
 
 
 @nox.session
+def docs(session: nox.Session) -> None:
+    """Build the site into docs/_build, run every cell of its pages, and test it."""
+    session.install("-e", ".[cli,testing,plot,io]", *nox.project.dependency_groups(PYPROJECT, "docs"))
+    build = ["sphinx-build", "-W", "--keep-going", "-E", "-d", "docs/_build/doctrees", "docs", SITE]
+    session.run(*build, env={"JAX_PLATFORMS": "cpu"})  # or it says on stderr that it could use a GPU
+    session.run("pytest", "tests/test_docs.py", "tests/test_figures.py", "tests/test_site.py", "--site", SITE)
+
+
+@nox.session
 def build(session: nox.Session) -> None:
-    """Build wheel and sdist, and import the package from each in a clean environment."""
+    """Build wheel and sdist and import the package from each in a clean environment; ``-- FOLDER`` keeps them."""
     session.install("build")
+    kept = [Path(name).resolve() for name in session.posargs]
     with tempfile.TemporaryDirectory() as folder:
         session.run("python", "-m", "build", "--outdir", folder)
         packages = sorted(map(str, Path(folder).iterdir()))
@@ -81,6 +94,8 @@ def build(session: nox.Session) -> None:
             session.run("python", "-c", "import xaffine; print(xaffine.__file__)")
             session.run("xaffine", "--version")
             session.run("pip", "uninstall", "--yes", "xaffine")
+        for target in kept:
+            shutil.copytree(folder, target, dirs_exist_ok=True)
 
 
 @nox.session(default=False)

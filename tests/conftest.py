@@ -27,6 +27,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--backend", default="numpy", choices=backends.names(), help="the array library to test on")
     parser.addoption("--device", default=None, help="one of the backend's devices, as text; gpu is its first GPU")
     parser.addoption("--distributed", action="store_true", help="the tests that span processes, and those alone")
+    parser.addoption("--site", default=None, help="the folder of the built site, to be tested (nox -s docs)")
     parser.addoption("--tf32", action="store_true", help="let products round their factors to TF32: properties alone")
 
 
@@ -45,7 +46,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Leave out the files that belong to another backend or span processes."""
+    """Leave out files of other backends, those that span processes, and that of the site where none was built."""
     backend = config.getoption("backend")
     if collection_path.name.startswith("test_"):
         spans_processes = collection_path.name.startswith("test_distributed_")
@@ -56,6 +57,8 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
         others.add("test_digits.py")
     if backend not in WITH_PEERS:
         others.add("test_peers.py")
+    if config.getoption("site") is None:
+        others.add("test_site.py")
     return True if collection_path.name in others else None
 
 

@@ -92,6 +92,16 @@ class Backend:
     def device(self, name: Any) -> Any:
         """One of `devices`, by its text; ``"gpu"`` is the first GPU.
 
+        Parameters
+        ----------
+        name : str or device
+            Its text, such as ``"cuda:1"``, or the device itself.
+
+        Returns
+        -------
+        device
+            As the library has it.
+
         Raises
         ------
         ValueError
@@ -115,6 +125,11 @@ class Backend:
         ----------
         device : optional
             One of `devices`; the default one if not given.
+
+        Returns
+        -------
+        list of str
+            Half precision first.
         """
         numeric = self.xp.__array_namespace_info__().dtypes(kind="numeric", device=device)
         missing = {"bool", *self._inexact, *(self._not_on_gpus if is_gpu(device) else ())}
@@ -127,6 +142,11 @@ class Backend:
         ----------
         name : str
             One of `dtypes`. NumPy and CuPy take their bfloat16 from ml_dtypes.
+
+        Returns
+        -------
+        dtype
+            Of this library.
 
         Examples
         --------
@@ -189,13 +209,19 @@ class Backend:
         Returns
         -------
         numpy.ndarray
-            Of the same shape and dtype; it may share memory with `array` and be read-only. The bfloat16 of
+            Of the same shape and dtype; it may share memory with the array and be read-only. The bfloat16 of
             torch becomes float32; that of other libraries is one of ml_dtypes.
         """
         return np.asarray(self._to_numpy(array))
 
     def wait(self, array: Array) -> None:
-        """Block until an array is computed: what a stopwatch needs. A lazy array is computed and dropped."""
+        """Block until an array is computed: what a stopwatch needs. A lazy array is computed and dropped.
+
+        Parameters
+        ----------
+        array
+            Of this library.
+        """
         self._wait(array)
 
     def use_full_precision(self) -> None:
@@ -333,6 +359,13 @@ _REGISTRY = {
 def names() -> tuple[str, ...]:
     """The names of all backends in the registry, installed or not.
 
+    Returns
+    -------
+    tuple of str
+        In the order of the registry.
+
+    Examples
+    --------
     >>> names()
     ('numpy', 'cupy', 'torch', 'jax', 'dask', 'array-api-strict', 'ndonnx', 'sparse')
     """
@@ -342,6 +375,13 @@ def names() -> tuple[str, ...]:
 def installed() -> tuple[str, ...]:
     """The names of the backends whose library is installed here; nothing is imported to find out.
 
+    Returns
+    -------
+    tuple of str
+        In the order of the registry. What they run on, a GPU say, may still be missing.
+
+    Examples
+    --------
     >>> "numpy" in installed()
     True
     """
@@ -359,6 +399,7 @@ def get(name: str) -> Backend:
     Returns
     -------
     Backend
+        Its library is imported.
 
     Raises
     ------
@@ -407,6 +448,16 @@ _NAMESPACES: dict[tuple[type, Any], ModuleType] = {}
 def namespace_of(array: Array) -> ModuleType:
     """The array API namespace that an array belongs to.
 
+    Parameters
+    ----------
+    array
+        Of any library that conforms to the standard.
+
+    Returns
+    -------
+    module
+        That of array-api-compat, where it has one for the library.
+
     Raises
     ------
     TypeError
@@ -424,6 +475,16 @@ def namespace_of(array: Array) -> ModuleType:
 
 def backend_of(array: Array) -> Backend:
     """The backend that an array belongs to.
+
+    Parameters
+    ----------
+    array
+        Of any library.
+
+    Returns
+    -------
+    Backend
+        One of the registry.
 
     Raises
     ------
@@ -446,6 +507,18 @@ def backend_of(array: Array) -> Backend:
 def dtype_name(dtype: Any) -> str:
     """The name of a dtype of any library.
 
+    Parameters
+    ----------
+    dtype
+        Of any library.
+
+    Returns
+    -------
+    str
+        As the standard spells it.
+
+    Examples
+    --------
     >>> dtype_name(np.dtype("float32"))
     'float32'
     """
@@ -518,6 +591,18 @@ def _carried(array: Array, source: Backend, backend: Backend, dtype: str) -> Arr
 def library_of(xp: ModuleType) -> str:
     """The name of a namespace, as users import it.
 
+    Parameters
+    ----------
+    xp : module
+        As from `namespace_of`.
+
+    Returns
+    -------
+    str
+        Without array-api-compat before it.
+
+    Examples
+    --------
     >>> library_of(get("numpy").xp)
     'numpy'
     """
@@ -527,6 +612,22 @@ def library_of(xp: ModuleType) -> str:
 def is_of_kind(xp: ModuleType, dtype: Any, kind: str) -> bool:
     """Whether a dtype of a namespace is of a kind of the standard; bfloat16 is "real floating" everywhere.
 
+    Parameters
+    ----------
+    xp : module
+        As from `namespace_of`.
+    dtype
+        Of that library.
+    kind : str
+        As the function ``isdtype`` of the standard has it.
+
+    Returns
+    -------
+    bool
+        False for a dtype beside the standard other than bfloat16.
+
+    Examples
+    --------
     >>> is_of_kind(np, np.dtype("int8"), "integral"), is_of_kind(np, np.dtype("int8"), "real floating")
     (True, False)
     """
@@ -539,6 +640,18 @@ def is_of_kind(xp: ModuleType, dtype: Any, kind: str) -> bool:
 def is_gpu(device: Any) -> bool:
     """Whether a device of a backend is a GPU, by its text.
 
+    Parameters
+    ----------
+    device
+        Of any library, or its text.
+
+    Returns
+    -------
+    bool
+        Whether "cuda" or "gpu" is in it.
+
+    Examples
+    --------
     >>> is_gpu("cuda:0"), is_gpu("cpu")
     (True, False)
     """
@@ -548,6 +661,18 @@ def is_gpu(device: Any) -> bool:
 def is_half(dtype: Any) -> bool:
     """Whether a dtype is float16 or bfloat16, by its name.
 
+    Parameters
+    ----------
+    dtype
+        Of any library.
+
+    Returns
+    -------
+    bool
+        Whether it is one of the two.
+
+    Examples
+    --------
     >>> is_half(np.dtype("float16")), is_half(np.dtype("float32"))
     (True, False)
     """
@@ -557,6 +682,18 @@ def is_half(dtype: Any) -> bool:
 def device_of(array: Array) -> Any:
     """The device that an array is bound to, or None where nothing binds it to one.
 
+    Parameters
+    ----------
+    array
+        Of any library.
+
+    Returns
+    -------
+    device or None
+        As the library has it.
+
+    Notes
+    -----
     JAX moves uncommitted arrays at will, traced arrays have no device yet, and an array sharded over several
     devices has a sharding in place of one: whether those go together, JAX knows and checks itself.
     """
@@ -567,7 +704,18 @@ def device_of(array: Array) -> Any:
 
 
 def on_device_of(array: Array) -> AbstractContextManager[Any]:
-    """The device of a CuPy array, to be entered: CuPy computes on the current one. Other libraries find theirs."""
+    """The device of a CuPy array, to be entered: CuPy computes on the current one. Other libraries find theirs.
+
+    Parameters
+    ----------
+    array
+        Of any library.
+
+    Returns
+    -------
+    context manager
+        One that does nothing for arrays of other libraries.
+    """
     place: AbstractContextManager[Any] = array.device if array_api_compat.is_cupy_array(array) else nullcontext()
     return place
 
@@ -575,6 +723,18 @@ def on_device_of(array: Array) -> AbstractContextManager[Any]:
 def share_memory(a: Array, b: Array) -> bool:
     """Whether what is written to one array shows in the other; False where a library hides its memory.
 
+    Parameters
+    ----------
+    a, b
+        Arrays of any library.
+
+    Returns
+    -------
+    bool
+        As `overlap` of their `memory_of`.
+
+    Examples
+    --------
     >>> x = np.zeros((4, 6))
     >>> share_memory(x[:, ::2], x[2:]), share_memory(x[:, ::2], x[:, 1::2])
     (True, False)
@@ -583,7 +743,20 @@ def share_memory(a: Array, b: Array) -> bool:
 
 
 def overlap(first: Any, second: Any, *, same: bool = False) -> bool:
-    """Whether two of `memory_of` have an address in common; with `same`, whether elements of one have."""
+    """Whether two of `memory_of` have an address in common; with `same`, whether elements of one have.
+
+    Parameters
+    ----------
+    first, second
+        As from `memory_of`.
+    same : bool
+        Whether to ask about elements of the first alone.
+
+    Returns
+    -------
+    bool
+        False where a library hides its memory, unless both are one array.
+    """
     if not isinstance(first, np.ndarray) or not isinstance(second, np.ndarray):
         return first is second and not same
     return _overlaps_itself(first) if same else np.shares_memory(first, second)
@@ -599,7 +772,18 @@ def _overlaps_itself(memory: np.ndarray) -> bool:
 
 
 def is_recorded(array: Array) -> bool:
-    """Whether torch follows what is done with a tensor: autograd, or a transform of `torch.func`."""
+    """Whether torch follows what is done with a tensor: autograd, or a transform of ``torch.func``.
+
+    Parameters
+    ----------
+    array
+        Of any library.
+
+    Returns
+    -------
+    bool
+        False for arrays of other libraries.
+    """
     if not array_api_compat.is_torch_array(array):
         return False
     torch = importlib.import_module("torch")
@@ -615,7 +799,18 @@ def _is_wrapped(tensor: Any) -> bool:
 
 
 def memory_of(array: Array) -> Any:
-    """A NumPy array, never to be read, that lies where another array does; that array itself where this is not told."""
+    """A NumPy array, never to be read, that lies where another array does; that array itself where this is not told.
+
+    Parameters
+    ----------
+    array
+        Of any library.
+
+    Returns
+    -------
+    numpy.ndarray or array
+        For addresses alone: the memory may be that of a GPU.
+    """
     if array_api_compat.is_torch_array(array) and array.device.type != "meta":
         size = array.element_size()
         strides = tuple(step * size for step in array.stride())

@@ -252,8 +252,10 @@ def affine_jvp(
 
     Returns
     -------
-    y, y_dot : array, shape batch + (m,)
-        Both in the common dtype of x, W and b.
+    y : array, shape batch + (m,)
+        In the common dtype of x, W and b.
+    y_dot : array, shape batch + (m,)
+        Likewise.
 
     Raises
     ------

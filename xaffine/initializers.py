@@ -2,6 +2,7 @@
 
 Values are drawn by NumPy in float64, rounded to the dtype, and then handed to the library: one seed gives one W
 everywhere. In each formula n is the number of input features ("fan in") and m that of output features ("fan out").
+Every scheme is called as ``scheme(rng, n, m)`` with a ``numpy.random.Generator`` and returns a float64 array (n, m).
 
 >>> draw("lecun_normal", 4, 3, seed=0).shape
 (4, 3)
@@ -121,6 +122,7 @@ def draw(scheme: str, n: int, m: int, *, seed: int | None, complex_: bool = Fals
     Returns
     -------
     numpy.ndarray, shape (n, m), float64 or complex128
+        To be rounded to the dtype of the layer.
 
     Raises
     ------

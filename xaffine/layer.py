@@ -82,7 +82,18 @@ class AffineLayer:
         return f"<AffineLayer{axes}: {describe(W=self.W, b=self.b)}>"
 
     def __call__(self, x: Array) -> Array:
-        """Compute y = x W + b, as `forward`."""
+        """Compute y = x W + b, as `forward`.
+
+        Parameters
+        ----------
+        x : array, shape batch + features
+            The input.
+
+        Returns
+        -------
+        array, shape batch + (m,)
+            The result y.
+        """
         return self.forward(x)
 
     def forward(self, x: Array, *, out: Array | None = None) -> Array:
@@ -98,6 +109,7 @@ class AffineLayer:
         Returns
         -------
         array, shape batch + (m,)
+            The result y, which is `out` where that is given.
 
         Raises
         ------

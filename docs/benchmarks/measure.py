@@ -161,6 +161,9 @@ def write_page(found: dict[str, Any]) -> str:
         "Bold figures miss it. From run to run the medians differ by some 3 % on this machine, on JAX by 10 %: what "
         "JAX compiles is the very program that is compared with, which a test holds.",
         "",
+        "Not measured: other machines, operating systems and BLAS libraries than those above; half precision, complex "
+        "numbers and integers; Dask, ndonnx, sparse and array-api-strict.",
+        "",
     ]
     tables = {dtype: list(rows_to_reach(found, dtype)) for dtype in DTYPES}
     lines += ["| what | N, n, m | against | at most | float32 | float64 |", "|---|---|---|---|---|---|"]

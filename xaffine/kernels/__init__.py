@@ -1,6 +1,6 @@
 """The kernels: the matrix products of the layer, on 2-D arrays only.
 
-A kernel is a module with two functions, on operands of one dtype, library and device:
+A kernel is a module with two functions, on operands of one dtype, library and device::
 
     forward(x, W, b, out=None)                               -> y
     backward(dy, x, W, wanted, out=(None, None, None))       -> (dx, dW, db)

@@ -1,6 +1,6 @@
 """The proof that an affine layer is right, for this one and for anyone's.
 
-Four tiers, each a set of properties in `checks.PROPERTIES`:
+Four tiers, each a set of properties in `xaffine.testing.checks.PROPERTIES`:
 
 1. *Exact*: on small integer values every sum is exact in any order, so results are compared with ``==``.
 2. *Bounded*: on random floats the error stays within the a-priori rounding bound of `bounds`.

@@ -1,11 +1,11 @@
 """A-priori rounding bounds for y, dx, dW and db.
 
-The model of floating-point arithmetic is the standard one with underflow,
+The model of floating-point arithmetic is the standard one with underflow, ::
 
     fl(a ∘ b) = (a ∘ b)(1 + δ) + η,    |δ| ≤ u,    |η| ≤ ν,
 
 where u is the unit roundoff and ν the smallest normal number, which covers gradual underflow and flushing to
-zero alike. A sum of t products in which no term takes part in more than k roundings then satisfies
+zero alike. A sum of t products in which no term takes part in more than k roundings then satisfies ::
 
     |fl(Σ a_i b_i) − Σ a_i b_i| ≤ γ_k Σ |a_i||b_i| + 2 t ν (1 + γ_k),    γ_k = k u / (1 − k u):
 
@@ -67,6 +67,23 @@ Number: TypeAlias = Any
 def unit_roundoff(dtype: str) -> Fraction:
     """The unit roundoff u of a dtype (of its real and imaginary parts): 2⁻ᵖ with p significand bits; 0 for integers.
 
+    Parameters
+    ----------
+    dtype : str
+        The name of a dtype of numbers.
+
+    Returns
+    -------
+    Fraction
+        The most that rounding to nearest changes a normal number, relative to it.
+
+    Raises
+    ------
+    ValueError
+        It is no dtype of numbers.
+
+    Examples
+    --------
     >>> unit_roundoff("float16")
     Fraction(1, 2048)
     """
@@ -76,6 +93,23 @@ def unit_roundoff(dtype: str) -> Fraction:
 def smallest_normal(dtype: str) -> Fraction:
     """The smallest positive normal number of a dtype; 0 for integers.
 
+    Parameters
+    ----------
+    dtype : str
+        The name of a dtype of numbers.
+
+    Returns
+    -------
+    Fraction
+        The ν of the model.
+
+    Raises
+    ------
+    ValueError
+        It is no dtype of numbers.
+
+    Examples
+    --------
     >>> smallest_normal("float16")
     Fraction(1, 16384)
     """
@@ -85,6 +119,18 @@ def smallest_normal(dtype: str) -> Fraction:
 def exact_integers(dtype: str) -> int:
     """The largest k such that all integers 0 to k are values of the dtype.
 
+    Parameters
+    ----------
+    dtype : str
+        The name of a dtype of numbers.
+
+    Returns
+    -------
+    int
+        Sums of integers up to it are exact in any order.
+
+    Examples
+    --------
     >>> exact_integers("float16"), exact_integers("int8")
     (2048, 127)
     """
@@ -113,6 +159,20 @@ def _known(dtype: str) -> str:
 def gamma(k: int, u: Fraction) -> Fraction | float:
     """γ_k = k u / (1 − k u), infinite where k u ≥ 1: there the model promises nothing.
 
+    Parameters
+    ----------
+    k : int
+        How many roundings.
+    u : Fraction
+        The unit roundoff.
+
+    Returns
+    -------
+    Fraction or float
+        A float where it is infinite.
+
+    Examples
+    --------
     >>> gamma(2, Fraction(1, 10))
     Fraction(1, 4)
     >>> gamma(10, Fraction(1, 10))
@@ -125,7 +185,7 @@ def gamma(k: int, u: Fraction) -> Fraction | float:
 class Summation:
     """How a sum of products is added up: what a bound assumes of an implementation.
 
-    Attributes
+    Parameters
     ----------
     accumulator : str, optional
         The dtype of the products and the partial sums. A sum that is kept in another dtype than the result's is
@@ -134,11 +194,15 @@ class Summation:
         The sum is cut into blocks of at most so many real terms (a complex product has two in each part); terms are
         added within their block and then the sums of the blocks, both in any order. By default the whole sum is added
         up in any order.
+    cuts : bool
+        Sums are cut off instead of rounded to nearest, as matrix units do: twice the unit roundoff.
+    factors : {"tf32"}, optional
+        The narrower format that the factors of float32 products are first rounded to. By default they are not.
 
     Raises
     ------
     ValueError
-        `accumulator` is no dtype, or `block` below 1.
+        The accumulator is no dtype, there is no such format of factors, or a block is below 1.
 
     Examples
     --------
@@ -162,13 +226,37 @@ class Summation:
             raise ValueError(msg)
 
     def roundings(self, terms: int) -> int:
-        """The most roundings that a term of a sum of so many products takes part in, that of its product included."""
+        """The most roundings that a term of a sum of so many products takes part in, that of its product included.
+
+        Parameters
+        ----------
+        terms : int
+            How many products the sum has.
+
+        Returns
+        -------
+        int
+            The k of γ_k.
+        """
         if self.block is None or terms <= self.block:
             return terms
         return self.block + math.ceil(terms / self.block) - 1
 
     def of(self, name: str, dtype: str) -> Summation:
-        """What it says of one result, computed in a dtype: db has no factors, and where others have, it is not cut."""
+        """What it says of one result, computed in a dtype: db has no factors, and where others have, it is not cut.
+
+        Parameters
+        ----------
+        name : {"y", "dx", "dW", "db"}
+            The result.
+        dtype : str
+            What it is computed in.
+
+        Returns
+        -------
+        Summation
+            Itself, or one without such a format.
+        """
         if self.factors is None or (name != "db" and dtype in _NARROWED):
             return self
         return replace(self, factors=None, cuts=self.cuts and name != "db")
@@ -180,6 +268,18 @@ def usual_summation(dtype: str) -> Summation:
     Matrix units, which cut off, and BLAS libraries add products of halves in float32; in half precision itself, a sum
     over a batch of 4096 rows loses half of its terms.
 
+    Parameters
+    ----------
+    dtype : str
+        The name of a dtype of numbers.
+
+    Returns
+    -------
+    Summation
+        With the accumulator None where sums are kept in the dtype itself.
+
+    Examples
+    --------
     >>> usual_summation("bfloat16").accumulator, usual_summation("float64").accumulator
     ('float32', None)
     """
@@ -203,7 +303,7 @@ def rounding_bound(
     Parameters
     ----------
     magnitude : Fraction or array
-        Σ |a_i||b_i|.
+        The sum of the absolute values of the products.
     stages : sequence of Fraction or array
         The exact values that are rounded to `rounded_to`, one after the other, where that is not `accumulator`: the
         sum, and y after the sum x W.
@@ -218,12 +318,12 @@ def rounding_bound(
     cuts, factors
         As in `Summation`.
     bias : Fraction or array
-        What in `magnitude` is no product: |b|.
+        What in `magnitude` is no product: the absolute value of b.
 
     Returns
     -------
     Fraction, float (infinity) or array
-        The largest |computed − exact| that the model of this module allows; exact on Fractions.
+        The largest error that the model of this module allows; exact on Fractions.
 
     Examples
     --------
@@ -276,7 +376,7 @@ def affine_bounds(
     """Bound the rounding errors of y = x W + b, dx = dy Wᵀ, dW = xᵀ dy and db = Σ dy.
 
     Componentwise, with k the `Summation.roundings` of the terms (n and one for the bias, m, N, and N less the product
-    that db does not have),
+    that db does not have), ::
 
         |ŷ − y| ≤ γ_k (|x||W| + |b|),    |d̂x − dx| ≤ γ_k |dy||W|ᵀ,
         |d̂W − dW| ≤ γ_k |x|ᵀ|dy|,         |d̂b − db| ≤ γ_k Σ |dy|,

@@ -36,7 +36,7 @@ FEATURES = {
 class Operand:
     """Values, and how an array library is to hold them.
 
-    Attributes
+    Parameters
     ----------
     values : numpy.ndarray
         The values, representable in `dtype`; in a wider dtype where NumPy lacks that one.
@@ -51,7 +51,20 @@ class Operand:
     layout: str = "C"
 
     def on(self, backend: Backend, device: Any = None) -> Array:
-        """The operand as an array of that backend."""
+        """The operand as an array of that backend.
+
+        Parameters
+        ----------
+        backend : Backend
+            As from `xaffine.backends.get`.
+        device : optional
+            One of its devices; the default one if not given.
+
+        Returns
+        -------
+        array
+            With memory of its own.
+        """
         xp, values = backend.xp, self.values
 
         def convert(array: np.ndarray) -> Array:
@@ -80,8 +93,11 @@ class Exact(NamedTuple):
 
     Attributes
     ----------
-    stages, magnitude, bias, k, terms
-        As in `xaffine.testing.bounds.Sums`; integers in units of ``2**-scale``, in the shape of the result.
+    stages, magnitude, bias : list of arrays
+        The value, after the value without the bias where there is one; the sum with every term positive; what in that
+        is no product. Each as a real part or a real and an imaginary one, in integers in units of ``2**-scale``.
+    k, terms : int
+        The most roundings that any term takes part in, and how many terms there are.
     scale : int
         The unit.
     accumulator, rounded_to : str
@@ -102,7 +118,20 @@ class Exact(NamedTuple):
     factors: str | None = None
 
     def bound(self, part: int, position: int) -> Any:
-        """The rounding bound of one element's real (part 0) or imaginary part (1)."""
+        """The rounding bound of one element's real (part 0) or imaginary part (1).
+
+        Parameters
+        ----------
+        part : int
+            0 or 1.
+        position : int
+            Of the element in C order.
+
+        Returns
+        -------
+        Fraction or float
+            A float where it is infinite.
+        """
         unit = Fraction(1, 2**self.scale)
         size, bias, *stages = (
             int(some[part].flat[position]) * unit for some in (self.magnitude, self.bias, *self.stages)
@@ -130,7 +159,7 @@ class Exact(NamedTuple):
 class Case:
     """Operands of one forward and backward.
 
-    Attributes
+    Parameters
     ----------
     x, W, b, dy : Operand
         As in `xaffine.affine_backward`; b may be None.
@@ -141,7 +170,8 @@ class Case:
     seed : int
         Seeds whatever else a check draws.
     summation : Summation or None
-        What the bounds assume of the implementation; None for `usual_summation` of the common dtype.
+        What the bounds assume of the implementation; None for `xaffine.testing.bounds.usual_summation` of the common
+        dtype.
     """
 
     x: Operand
@@ -172,7 +202,18 @@ class Case:
         return _common_dtype(self.x, self.W, self.b)
 
     def replace_values(self, **values: np.ndarray) -> Case:
-        """The same case with other values for some operands, in plain layout."""
+        """The same case with other values for some operands, in plain layout.
+
+        Parameters
+        ----------
+        **values : numpy.ndarray
+            By the names of the operands: x, W, b, dy.
+
+        Returns
+        -------
+        Case
+            A new one.
+        """
         operands = {name: replace(getattr(self, name), values=v, layout="C") for name, v in values.items()}
         return replace(self, **operands)
 
@@ -199,7 +240,13 @@ class Case:
         return f"make_case({', '.join([repr(x.values.shape), str(W.values.shape[1]), f'seed={self.seed}', *texts])})"
 
     def exact(self) -> dict[str, Exact]:
-        """The exact y, dx, dW and db (without a bias, no db), in the shapes that the layer owes."""
+        """The exact y, dx, dW and db (without a bias, no db), in the shapes that the layer owes.
+
+        Returns
+        -------
+        dict of Exact
+            By the names of the results.
+        """
         n, m = self.W.values.shape
         N, wide = self.N, _common_dtype(self.x, self.W, self.b, self.dy)
         asked = self.summation or usual_summation(wide)
@@ -241,6 +288,22 @@ class Case:
 def worst_error(computed: np.ndarray, exact: Exact) -> tuple[float, tuple[int, ...]]:
     """The largest error of a result as a fraction of its rounding bound, and the element that has it.
 
+    Parameters
+    ----------
+    computed : numpy.ndarray
+        The result.
+    exact : Exact
+        What it was to be.
+
+    Returns
+    -------
+    error : float
+        The fraction.
+    where : tuple of int
+        The index of the element.
+
+    Notes
+    -----
     0 stands for an exact result, above 1 for a wrong one. An error where the bound is 0, and a NaN or infinity, count
     as infinite.
     """
@@ -304,11 +367,13 @@ def make_case(
     n_batch_axes : int, optional
         As in `xaffine.affine`.
     summation : Summation, optional
-        What the bounds assume of the implementation; by default `usual_summation` of the common dtype.
+        What the bounds assume of the implementation; by default `xaffine.testing.bounds.usual_summation` of the common
+        dtype.
 
     Returns
     -------
     Case
+        The same for the same arguments.
 
     Examples
     --------
@@ -349,6 +414,20 @@ def largest_extent(dtypes: Iterable[str], values: str = "integers") -> int:
 
     With "integers" there is room for the steps up to 3 that checks take, with "units" for one bias.
 
+    Parameters
+    ----------
+    dtypes : iterable of str
+        Their names.
+    values : {"integers", "units"}
+        As in `make_case`.
+
+    Returns
+    -------
+    int
+        The largest N, n or m for which every result is exact.
+
+    Examples
+    --------
     >>> largest_extent(["float16"]), largest_extent(["float16"], "units")
     (227, 1023)
     """

@@ -66,6 +66,18 @@ Make: TypeAlias = Callable[..., Any]
 def takes_batch_axes(make: Make) -> bool:
     """Whether a factory has a parameter ``n_batch_axes``.
 
+    Parameters
+    ----------
+    make : callable
+        The factory.
+
+    Returns
+    -------
+    bool
+        False also where it has no signature to look at.
+
+    Examples
+    --------
     >>> from xaffine import AffineLayer
     >>> takes_batch_axes(AffineLayer), takes_batch_axes(lambda W, b: None)
     (True, False)
@@ -184,6 +196,18 @@ _LIBRARIES = tuple(f"{folder}{os.sep}" for folder in [str(Path(__file__).parents
 def last_user_line(error: BaseException) -> str:
     """The last line of a traceback that is neither Python's, nor an installed library's, nor xaffine's.
 
+    Parameters
+    ----------
+    error : BaseException
+        One that was raised.
+
+    Returns
+    -------
+    str
+        File, line and code.
+
+    Examples
+    --------
     >>> try:
     ...     1 / 0
     ... except ZeroDivisionError as error:
@@ -448,6 +472,7 @@ def kernels_agree(first: Any, second: Any, case: Case, backend: Backend, device:
         With a matrix for x and operands of one dtype. On integers the results must be equal, on floats each within
         its rounding bound.
     backend : Backend
+        That of the operands.
     device : optional
         One of the backend's devices.
 
@@ -488,7 +513,7 @@ def kernels_agree(first: Any, second: Any, case: Case, backend: Backend, device:
 class Property:
     """One sentence that holds for a right implementation.
 
-    Attributes
+    Parameters
     ----------
     tier : {"exact", "bounded", "calculus", "contract"}
         Which tier of proof it belongs to.

@@ -109,7 +109,13 @@ class Result:
     failure: PropertyError | None
 
     def to_dict(self) -> dict[str, Any]:
-        """The result as JSON has it."""
+        """The result as JSON has it.
+
+        Returns
+        -------
+        dict
+            Of texts, numbers and None.
+        """
         return {
             **self.part.facts,
             "holds": self.failure is None,
@@ -374,6 +380,7 @@ def check_affine(
     Returns
     -------
     Report
+        The worst error of each property, and what was not tested.
 
     Raises
     ------
@@ -384,7 +391,8 @@ def check_affine(
 
     Notes
     -----
-    JAX is switched to float64 and full precision in the whole process, as `Backend.use_full_precision` says.
+    JAX is switched to float64 and full precision in the whole process, as
+    `xaffine.backends.Backend.use_full_precision` says.
 
     Examples
     --------

@@ -38,6 +38,11 @@ def extents(
     min_size, max_size : int
         How many extents.
 
+    Returns
+    -------
+    SearchStrategy of tuple of int
+        Shapes.
+
     Examples
     --------
     >>> from hypothesis import find
@@ -83,7 +88,7 @@ def cases(
     dtypes : sequence of str
         The dtypes to draw from. Values "floats" takes the floating ones among them.
     values : {"integers", "units", "floats"}
-        As in `xaffine.testing.cases.make_case`.
+        As in `xaffine.testing.make_case`.
     max_extent : int
         The largest N, n and m. Dtypes that hold few integers exactly get smaller ones.
     mixed : bool
@@ -96,6 +101,7 @@ def cases(
     Returns
     -------
     SearchStrategy of Case
+        Small ones.
 
     Examples
     --------

@@ -1,0 +1,64 @@
+"""How Sphinx builds the site: ``nox -s docs``."""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import version as version_of
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
+
+sys.path.append(str(Path(__file__).parent / "_ext"))
+
+project = "xaffine"
+author = "The xaffine developers"
+copyright = author  # noqa: A001 - the name that Sphinx reads
+version = release = version_of("xaffine")
+
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.viewcode", "numpydoc", "mathml"]
+exclude_patterns = ["_build"]
+nitpicky = True
+smartquotes = False  # quotation marks may be those of code
+nitpick_ignore = [("py:class", "collections.abc.Callable")]
+
+# Every {code-cell} of a page runs when the page is built, and an error in one is an error of the build.
+nb_execution_mode = "force"
+nb_execution_raise_on_error = True
+nb_execution_timeout = 120
+nb_merge_streams = True
+nb_output_stderr = "error"
+myst_enable_extensions = ["amsmath", "attrs_block", "attrs_inline", "colon_fence", "deflist", "dollarmath"]
+myst_heading_anchors = 3
+
+autodoc_typehints = "none"  # the docstrings say more: shapes
+default_role = "autolink"  # `name` in a docstring is a link where it names an object, and else a parameter
+numpydoc_show_class_members = False
+# Not asked for: a summary beyond the first line, an example or a reference in every docstring, types and order of
+# parameters that are described together ("x, W, b: as in affine"), and what formulas and plurals look like to it.
+numpydoc_validation_checks = {"all", "ES01", "EX01", "GL02", "PR03", "PR04", "SA01", "SS02", "SS05"}
+numpydoc_validation_exclude = {
+    r"\.(Backend|Bounds|Exact|Gradients|KroneckerFactors|PerSampleGradients|SecondGradients)$",  # not made by users
+    r"\.(PropertyError|Report|Result)$",  # likewise
+    r"\.(Array|Make)$",  # aliases
+    r"\.(checks|initializers)\.[a-z_]+$",  # functions of one signature, which their page describes
+    r"\.kernels\.",  # likewise
+}
+
+html_theme = "furo"
+html_title = "xaffine"
+html_math_renderer = "mathml"
+html_static_path = ["_static"]
+html_css_files = ["xaffine.css"]
+html_copy_source = False
+
+
+def skip_fields(_: Sphinx, __: str, ___: str, thing: object, *____: object) -> bool | None:
+    """Leave out the fields of named tuples, which the docstrings of their classes describe."""
+    return True if type(thing).__name__ == "_tuplegetter" else None
+
+
+def setup(app: Sphinx) -> None:
+    """Called by Sphinx."""
+    app.connect("autodoc-skip-member", skip_fields)
