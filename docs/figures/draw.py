@@ -26,8 +26,8 @@ path { fill: none; stroke-width: 2 }
 
 # The line x → dot → add → y, with W and b below their nodes.
 VALUES = ("x", "W", "b", "y")
-WIDTH, HEIGHT = 570, 328
-LINE, BELOW = 90, 288
+WIDTH, HEIGHT = 570, 340
+LINE, BELOW = 90, 300
 X, DOT, ADD, Y = 40, 200, 370, 530
 RADIUS, HALF, GAP = 26, 22, 4
 BESIDE = 7  # how far the arrows of the two directions keep from the line between them
