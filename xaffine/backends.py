@@ -558,9 +558,10 @@ def device_of(array: Array) -> Any:
     """The device that an array is bound to, or None where nothing binds it to one.
 
     JAX moves uncommitted arrays at will, traced arrays have no device yet, and an array sharded over several
-    devices has a sharding in place of one: whether those go together, JAX knows and checks itself.
+    devices has a sharding in place of one: whether those go together, JAX knows and checks itself. A DTensor of torch
+    has its mesh in place of one.
     """
-    device = array_api_compat.device(array)
+    device = getattr(array, "device_mesh", None) or array_api_compat.device(array)
     if device is None or hasattr(device, "device_set") or not getattr(array, "committed", True):
         return None
     return device
@@ -616,6 +617,8 @@ def _is_wrapped(tensor: Any) -> bool:
 
 def memory_of(array: Array) -> Any:
     """A NumPy array, never to be read, that lies where another array does; that array itself where this is not told."""
+    if hasattr(array, "to_local"):  # a DTensor of torch lies where the part of this process does
+        array = array.to_local()
     if array_api_compat.is_torch_array(array) and array.device.type != "meta":
         size = array.element_size()
         strides = tuple(step * size for step in array.stride())
