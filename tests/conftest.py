@@ -26,6 +26,7 @@ OWN_FILES = {name: f"test_on_{name.replace('-', '_')}.py" for name in backends.n
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--backend", default="numpy", choices=backends.names(), help="the array library to test on")
     parser.addoption("--device", default=None, help="one of the backend's devices, as text; gpu is its first GPU")
+    parser.addoption("--distributed", action="store_true", help="the tests that span processes, and those alone")
     parser.addoption("--tf32", action="store_true", help="let products round their factors to TF32: properties alone")
 
 
@@ -44,7 +45,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Leave out the files that belong to another backend."""
+    """Leave out the files that belong to another backend, and those that span processes unless these are asked for."""
+    if collection_path.name.startswith("test_"):
+        spans = collection_path.name.startswith("test_distributed_")
+        if spans != config.getoption("distributed"):
+            return True
     backend = config.getoption("backend")
     others = {file for name, file in OWN_FILES.items() if name != backend}
     if backend in WITHOUT_EXAMPLE:

@@ -190,7 +190,8 @@ class Backend:
         -------
         numpy.ndarray
             Of the same shape and dtype; it may share memory with `array` and be read-only. The bfloat16 of
-            torch becomes float32; that of other libraries is one of ml_dtypes.
+            torch becomes float32; that of other libraries is one of ml_dtypes. A DTensor of torch is gathered, which
+            all its processes must do together.
         """
         return np.asarray(self._to_numpy(array))
 
@@ -222,8 +223,13 @@ def _why_cupy_is_unusable(cupy: ModuleType) -> str | None:
         return f"no CUDA device ({error})"
 
 
+def _whole(array: Array) -> Array:
+    """An array; of a DTensor of torch, of which each process has a part, all of it in each."""
+    return array.full_tensor() if hasattr(array, "full_tensor") else array
+
+
 def _torch_to_numpy(tensor: Any) -> Any:
-    tensor = tensor.detach().cpu().resolve_conj().resolve_neg()
+    tensor = _whole(tensor).detach().cpu().resolve_conj().resolve_neg()
     return (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()
 
 
@@ -501,7 +507,7 @@ def move(array: Array, backend: Backend, *, device: Any = None, dtype: str | Non
         msg = f"{backend.name} has no dtype {name!r}{'' if device is None else f' on {device}'}; it has "
         raise ValueError(msg + ", ".join(backend.dtypes(device)))
     if source is not backend:
-        array = _carried(array, source, backend, name)
+        array = _carried(_whole(array), source, backend, name)
     if device is not None and device_of(array) != device:
         array = array_api_compat.to_device(array, device)
     return array if dtype_name(array.dtype) == name else backend.xp.astype(array, backend.dtype(name))
