@@ -22,32 +22,29 @@ class Ended(NamedTuple):
 
 
 def together(*commands: list[str], seconds: float, **environment: str) -> list[Ended]:
-    """Run some commands at once; those that are not done after so many seconds fail the test."""
+    """Run some commands at once, until each has ended or stopped itself; what takes longer fails the test."""
     deadline = time.monotonic() + seconds
-    children = []
+    children: list[subprocess.Popen[str]] = []
     with contextlib.ExitStack() as stack:
         outputs = [stack.enter_context(tempfile.TemporaryFile("w+")) for _ in commands]
         try:
             for command, output in zip(commands, outputs, strict=True):
-                children.append(
-                    subprocess.Popen(
-                        command,
-                        stdout=output,
-                        stderr=subprocess.STDOUT,
-                        stdin=subprocess.DEVNULL,
-                        env={**os.environ, **environment},
-                        start_new_session=True,
-                    )
+                child = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    text=True,
+                    env={**os.environ, **environment},
+                    start_new_session=True,
                 )
-            late = [child for child in children if not _ends(child, deadline - time.monotonic())]
+                children.append(child)
+            while any(map(_runs, children)) and time.monotonic() < deadline:
+                time.sleep(0.05)
+            late = any(map(_runs, children))
         finally:
             for child in children:
-                child.terminate()
-            for child in children:
-                _ends(child, _GRACE)
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(child.pid, signal.SIGKILL)
-                child.wait()
+                _end(child)
         texts = []
         for output in outputs:
             output.seek(0)
@@ -64,9 +61,15 @@ def free_port() -> int:
         return port
 
 
-def _ends(child: subprocess.Popen[bytes], seconds: float) -> bool:
-    try:
-        child.wait(max(0, seconds))
-    except subprocess.TimeoutExpired:
-        return False
-    return True
+def _runs(child: subprocess.Popen[str]) -> bool:
+    return os.waitid(os.P_PID, child.pid, os.WEXITED | os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is None
+
+
+def _end(child: subprocess.Popen[str]) -> None:
+    if _runs(child):
+        child.terminate()  # which lets a launcher end its own children
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(_GRACE)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
+    child.wait()

@@ -7,6 +7,8 @@ Without accelerators, the processor stands in for eight devices.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 
 jax.config.update("jax_num_cpu_devices", 8)  # before the first array; accelerators are not touched by it
@@ -17,6 +19,11 @@ from jax.sharding import NamedSharding, PartitionSpec  # noqa: E402
 from xaffine import affine_vjp  # noqa: E402
 
 N, FEATURES, OUTPUTS, STEPS, RATE = 1024, 16, 4, 40, 0.2
+
+
+def moved(parameter: Any, gradient: Any) -> Any:
+    """Go down the gradient."""
+    return parameter - RATE * gradient
 
 
 def main() -> None:
@@ -30,15 +37,15 @@ def main() -> None:
     x, targets = jax.device_put((x, targets), rows)
     W, b = jax.device_put((jnp.zeros((FEATURES, OUTPUTS)), jnp.zeros(OUTPUTS)), whole)
 
-    @jax.jit
-    def step(W: jax.Array, b: jax.Array, x: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def step(W: Any, b: Any, x: Any, targets: Any) -> tuple[Any, Any, Any]:
         y, vjp = affine_vjp(x, W, b)
         error = y - targets
-        gradients = vjp(error / N, wrt=("W", "b"))  # summed over the devices in here: dW is whole, as W is
-        return W - RATE * gradients.dW, b - RATE * gradients.db, jnp.mean(error**2)
+        gradients = vjp(error / N)  # dW and db are summed over the devices in here, and whole as W and b are
+        return moved(W, gradients.dW), moved(b, gradients.db), jnp.mean(error**2)
 
+    compiled = jax.jit(step)
     for number in range(STEPS):
-        W, b, loss = step(W, b, x, targets)
+        W, b, loss = compiled(W, b, x, targets)
         if number % 10 == 9 or number == 0:
             print(f"step {number + 1:2}  loss {loss:.2e}")
     print(f"x is {jax.typeof(x)}, W is {jax.typeof(W)}")
