@@ -178,15 +178,26 @@ def test_operands_that_nothing_binds_to_a_device_join_the_mesh(kind: str) -> Non
 
 @pytest.mark.parametrize("kind", TYPES)
 def test_inside_shard_map_gradients_are_those_of_the_part(kind: str) -> None:
-    (dy, x, _, _), split = operands(LAYOUTS["batch"], kind)
+    (dy, x, W, b), split = operands(LAYOUTS["rows of W"], kind)
+    rows, whole = PartitionSpec("x"), PartitionSpec()
     with jax.set_mesh(split[0].sharding.mesh):
-        rows, whole = PartitionSpec("x"), PartitionSpec()
         mapped = jax.shard_map(
-            lambda dy, x, W: jax.lax.psum(affine_backward(dy, x, W).dW, "x"),
-            in_specs=(rows, rows, whole),
+            lambda *operands: jax.tree.map(lambda part: jax.lax.psum(part, "x"), affine_backward(*operands)[1:]),
+            in_specs=(rows, rows, whole, whole),
             out_specs=whole,
+            axis_names={"x"},  # so the other axes of the mesh, over which n is split, stay what they are
         )
-        assert_same(jax.jit(mapped)(*split[:3]), x.T @ dy)
+        assert_same(jax.jit(mapped)(*split), affine_backward(dy, x, W, b)[1:])
+
+
+def test_axes_of_both_types_on_one_mesh() -> None:
+    (dy, x, W, b), _ = operands(LAYOUTS["everything"], "auto")
+    mesh = jax.make_mesh((2, 2, 2), ("x", "y", "z"), axis_types=(AxisType.Explicit, AxisType.Auto, AxisType.Explicit))
+    splits = [getattr(LAYOUTS["everything"], name) for name in ("dy", "x", "W", "b")]
+    split = [put(mesh, array, *axes) for array, axes in zip((dy, x, W, b), splits, strict=True)]
+    gradients = jax.jit(affine_backward)(*split)
+    assert_same(gradients, affine_backward(dy, x, W, b))
+    assert [jax.typeof(gradient) for gradient in gradients] == [jax.typeof(operand) for operand in split[1:]]
 
 
 def collectives(function: Any, *arguments: Any) -> dict[str, int]:
