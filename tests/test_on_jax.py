@@ -245,7 +245,7 @@ def on_mesh(mesh: Any, array: Any, *split: str | None) -> Any:
 
 
 # One device is enough for what depends on types alone; tests/test_distributed_jax.py has eight.
-@pytest.mark.parametrize("shape", [(6, 8), (2, 3, 8), (8,)])
+@pytest.mark.parametrize("shape", [(4, 8), (2, 4, 8), (8,)])  # means over a power of two are exact
 def test_splits_that_are_part_of_the_type(backend: Any, shape: tuple[int, ...]) -> None:
     k = len(shape) - 1
     whole = operands(make_case(shape, 4, seed=6, n_batch_axes=k), backend)
@@ -266,7 +266,7 @@ def test_splits_that_are_part_of_the_type(backend: Any, shape: tuple[int, ...]) 
             "second": affine_double_backward((x, W, b), dy, x, W, b, n_batch_axes=k),
             "factors": kronecker_factors(dy, x, W, b, n_batch_axes=k),
             "each": per_sample_gradients(dy, x, W, b, n_batch_axes=k),
-            "norms": per_sample_gradient_norms(dy, x, W, b, n_batch_axes=k),
+            "squares": jnp.round(per_sample_gradient_norms(dy, x, W, b, n_batch_axes=k) ** 2),  # integers
             "clipped": clipped_gradients(dy, x, W, b, n_batch_axes=k, max_norm=np.inf),
         }
 
@@ -277,7 +277,7 @@ def test_splits_that_are_part_of_the_type(backend: Any, shape: tuple[int, ...]) 
         for gradient, kind in zip((*results["backward"], *results["clipped"][1:]), (x, W, b, W, b), strict=True):
             assert jax.typeof(gradient) == kind
         assert jax.typeof(results["each"].db).sharding.spec == PartitionSpec(*batch[:1], "z")
-        assert jax.typeof(results["norms"]).sharding.spec == PartitionSpec(*batch[:1])
+        assert jax.typeof(results["squares"]).sharding.spec == PartitionSpec(*batch[:1])
 
 
 def test_splits_that_do_not_go_together() -> None:
