@@ -47,11 +47,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Leave out files of other backends, those that span processes, and that of the site where none was built."""
-    backend = config.getoption("backend")
     if collection_path.name.startswith("test_"):
-        spans_processes = collection_path.name.startswith("test_distributed_")
-        if spans_processes or config.getoption("distributed"):
-            return None if spans_processes and config.getoption("distributed") else True
+        spans = collection_path.name.startswith("test_distributed_")
+        if spans != config.getoption("distributed"):
+            return True
+    backend = config.getoption("backend")
     others = {file for name, file in OWN_FILES.items() if name != backend}
     if backend in WITHOUT_EXAMPLE:
         others.add("test_digits.py")

@@ -14,11 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from xaffine import AffineLayer, affine, affine_backward, affine_jvp, affine_vjp, functional
 from xaffine.command import clock
-from xaffine.curvature import affine_double_backward
-from xaffine.per_sample import clipped_gradients, per_sample_gradient_norms
+from xaffine.curvature import affine_double_backward, kronecker_factors
+from xaffine.per_sample import clipped_gradients, per_sample_gradient_norms, per_sample_gradients
 from xaffine.testing import bounds, make_case, peers
 from xaffine.testing.cases import worst_error
 from xaffine.testing.strategies import cases
@@ -237,3 +238,54 @@ def test_samples_are_weighed_inside_jit(backend: Any) -> None:
     mapped = jax.vmap(lambda dy, x: jnp.sqrt((jnp.outer(x, dy) ** 2).sum() + (dy**2).sum()))(*operands[:2])
     limit = float(bounds.gamma(6, bounds.unit_roundoff("float32")))
     assert (abs(np.asarray(norms) - np.asarray(mapped)) <= limit * np.asarray(mapped)).all()
+
+
+def on_mesh(mesh: Any, array: Any, *split: str | None) -> Any:
+    return jax.device_put(array, NamedSharding(mesh, PartitionSpec(*split)))
+
+
+# One device is enough for what depends on types alone; tests/test_distributed_jax.py has eight.
+@pytest.mark.parametrize("shape", [(4, 8), (2, 4, 8), (8,)])  # means over a power of two are exact
+def test_splits_that_are_part_of_the_type(backend: Any, shape: tuple[int, ...]) -> None:
+    k = len(shape) - 1
+    whole = operands(make_case(shape, 4, seed=6, n_batch_axes=k), backend)
+    mesh = jax.make_mesh((1, 1, 1), ("x", "y", "z"), axis_types=(AxisType.Explicit,) * 3, devices=jax.devices()[:1])
+    batch = ("x", None)[:k]
+    split = [
+        on_mesh(mesh, array, *axes)
+        for array, axes in zip(whole, ((*batch, "z"), (*batch, "y"), ("y", "z"), ("z",)), strict=True)
+    ]
+    dy, x, W, b = map(jax.typeof, split)
+
+    def everything(dy: Any, x: Any, W: Any, b: Any) -> dict[str, Any]:
+        return {
+            "y": affine(x, W, b, n_batch_axes=k),
+            "backward": affine_backward(dy, x, W, b, n_batch_axes=k),
+            "for some": affine_backward(dy, x, W, n_batch_axes=k, wrt="W"),
+            "jvp": affine_jvp((x, W, b), (x, None, b), n_batch_axes=k),
+            "second": affine_double_backward((x, W, b), dy, x, W, b, n_batch_axes=k),
+            "factors": kronecker_factors(dy, x, W, b, n_batch_axes=k),
+            "each": per_sample_gradients(dy, x, W, b, n_batch_axes=k),
+            "squares": jnp.round(per_sample_gradient_norms(dy, x, W, b, n_batch_axes=k) ** 2),  # integers
+            "clipped": clipped_gradients(dy, x, W, b, n_batch_axes=k, max_norm=np.inf),
+        }
+
+    expected = everything(*whole)
+    for results in (everything(*split), jax.jit(everything)(*split)):
+        assert jax.tree.all(jax.tree.map(jnp.array_equal, results, expected))
+        assert jax.typeof(results["y"]) == jax.typeof(results["second"].dy) == dy
+        for gradient, kind in zip((*results["backward"], *results["clipped"][1:]), (x, W, b, W, b), strict=True):
+            assert jax.typeof(gradient) == kind
+        assert jax.typeof(results["each"].db).sharding.spec == PartitionSpec(*batch[:1], "z")
+        assert jax.typeof(results["squares"]).sharding.spec == PartitionSpec(*batch[:1])
+
+
+def test_splits_that_do_not_go_together() -> None:
+    mesh, other = (jax.make_mesh((1,), (name,), axis_types=(AxisType.Explicit,)) for name in ("x", "y"))
+    x, W = np.ones((2, 3), "float32"), np.ones((3, 4), "float32")
+    with pytest.raises(
+        ValueError, match=r"over the axis 'x' .*: x is float32\[2@x,3\]; W is float32\[3,4@x\]\. Pass one"
+    ):
+        affine(on_mesh(mesh, x, "x"), on_mesh(mesh, W, None, "x"))
+    with pytest.raises(ValueError, match=r"two meshes: .*; x on \('x': 1 Explicit\), W on \('y': 1 Explicit\)\. Bring"):
+        affine(on_mesh(mesh, x), on_mesh(other, W))

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import given
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Partial, Replicate, Shard, distribute_tensor
 
 from xaffine import AffineLayer, affine, affine_backward, affine_jvp, affine_vjp
 from xaffine.curvature import affine_double_backward
@@ -327,3 +331,28 @@ def test_parameters_move_without_their_tape() -> None:
     layer = AffineLayer(torch.nn.Parameter(torch.ones(3, 2)), torch.nn.Parameter(torch.zeros(2)))
     assert layer.to("numpy").W.tolist() == [[1, 1]] * 3
     assert layer.to("torch").W is layer.W
+
+
+@pytest.fixture
+def mesh() -> Iterator[Any]:
+    """A mesh of this process alone; tests/test_distributed_torch.py has two."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    dist.destroy_process_group()
+
+
+def test_dtensors(backend: Any, mesh: Any) -> None:
+    whole = [tensor.cpu() for tensor in operands(make_case((5, 6), 4, seed=7), backend)]
+    places = Shard(0), Shard(0), Replicate(), Replicate()
+    dy, x, W, b = (distribute_tensor(tensor, mesh, [place]) for tensor, place in zip(whole, places, strict=True))
+    out = torch.zeros_like(dy)
+    assert affine(x, W, b, out=out) is out
+    layer = AffineLayer(W, b)
+    assert torch.equal(layer(x).full_tensor(), out.full_tensor())
+    layer.backward(dy)
+    assert layer.dW.placements == (Partial("sum"),)
+    assert np.array_equal(AffineLayer(layer.dW).to("numpy").W, whole[1].mT @ whole[0])
+    with pytest.raises(ValueError, match=r"two devices: x is .* \(torch on DeviceMesh.*\); W is .* \(torch on cpu\)"):
+        affine(x, whole[2], b)
+    with pytest.raises(ValueError, match="out's dx overlaps"):
+        affine_backward(dy, dy, distribute_tensor(torch.eye(4), mesh, [Replicate()]), wrt="x", out=(dy, None, None))

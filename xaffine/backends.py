@@ -210,7 +210,8 @@ class Backend:
         -------
         numpy.ndarray
             Of the same shape and dtype; it may share memory with the array and be read-only. The bfloat16 of
-            torch becomes float32; that of other libraries is one of ml_dtypes.
+            torch becomes float32; that of other libraries is one of ml_dtypes. A DTensor of torch is gathered, which
+            all its processes must do together.
         """
         return np.asarray(self._to_numpy(array))
 
@@ -248,8 +249,13 @@ def _why_cupy_is_unusable(cupy: ModuleType) -> str | None:
         return f"no CUDA device ({error})"
 
 
+def _whole(array: Array) -> Array:
+    """An array; of a DTensor of torch, of which each process has a part, all of it in each."""
+    return array.full_tensor() if hasattr(array, "full_tensor") else array
+
+
 def _torch_to_numpy(tensor: Any) -> Any:
-    tensor = tensor.detach().cpu().resolve_conj().resolve_neg()
+    tensor = _whole(tensor).detach().cpu().resolve_conj().resolve_neg()
     return (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()
 
 
@@ -574,7 +580,7 @@ def move(array: Array, backend: Backend, *, device: Any = None, dtype: str | Non
         msg = f"{backend.name} has no dtype {name!r}{'' if device is None else f' on {device}'}; it has "
         raise ValueError(msg + ", ".join(backend.dtypes(device)))
     if source is not backend:
-        array = _carried(array, source, backend, name)
+        array = _carried(_whole(array), source, backend, name)
     if device is not None and device_of(array) != device:
         array = array_api_compat.to_device(array, device)
     return array if dtype_name(array.dtype) == name else backend.xp.astype(array, backend.dtype(name))
@@ -695,9 +701,10 @@ def device_of(array: Array) -> Any:
     Notes
     -----
     JAX moves uncommitted arrays at will, traced arrays have no device yet, and an array sharded over several
-    devices has a sharding in place of one: whether those go together, JAX knows and checks itself.
+    devices has a sharding in place of one: whether those go together, JAX knows and checks itself. A DTensor of torch
+    has its mesh in place of one.
     """
-    device = array_api_compat.device(array)
+    device = getattr(array, "device_mesh", None) or array_api_compat.device(array)
     if device is None or hasattr(device, "device_set") or not getattr(array, "committed", True):
         return None
     return device
@@ -811,6 +818,8 @@ def memory_of(array: Array) -> Any:
     numpy.ndarray or array
         For addresses alone: the memory may be that of a GPU.
     """
+    if hasattr(array, "to_local"):  # a DTensor of torch lies where the part of this process does
+        array = array.to_local()
     if array_api_compat.is_torch_array(array) and array.device.type != "meta":
         size = array.element_size()
         strides = tuple(step * size for step in array.stride())

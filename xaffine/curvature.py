@@ -10,11 +10,13 @@ matrix of a loss above the layer is Jᵀ H J, with the Jacobian J of y and the H
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from xaffine.backends import Array, is_half, is_of_kind, namespace_of, on_device_of
 from xaffine.functional import Gradients, affine_backward, along, triple
 from xaffine.kernels import kernel_of, standard
+from xaffine.meshes import automatic, split_of
 from xaffine.shapes import cast, check, check_cotangent, check_tangents, describe, flatten, restore
 
 if TYPE_CHECKING:
@@ -94,6 +96,12 @@ def affine_double_backward(
     dtype = check_tangents(operands, named, dy=dy)
     if by_dx is by_dW is by_db is None:
         return SecondGradients(None, None, None)
+    if (call := automatic(**named, dy=dy, x=x, W=W, b=b)) is not None:
+        of_x, of_W = (None if by_dW is None else split_of(x)), (None if by_dx is None else split_of(W))
+        return call(
+            lambda *some: affine_double_backward(some[:3], *some[3:], n_batch_axes=n_batch_axes),
+            SecondGradients(split_of(dy), of_x, of_W),
+        )
     xp, k = namespace_of(x), operands.n_batch_axes
     of_dy = along(operands, by_dx, by_dW, by_db, dtype, dy.dtype)
     with on_device_of(x):
@@ -229,6 +237,9 @@ def kronecker_factors(
     if not is_of_kind(xp, dtype, "real floating"):
         msg = f"factors of curvature are of real floating dtype: {describe(dy=dy, x=x, W=W)}. Cast all to float32, say"
         raise TypeError(msg)
+    if (call := automatic(dy=dy, x=x, W=W, b=b)) is not None:
+        whole = (None, None)
+        return call(partial(kronecker_factors, n_batch_axes=n_batch_axes), KroneckerFactors(whole, whole))
     with on_device_of(x):
         moments = []
         for array in (x, dy):

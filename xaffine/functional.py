@@ -22,6 +22,7 @@ import numpy as np
 from xaffine.backends import Array, namespace_of, on_device_of, share_memory
 from xaffine.kernels import compiler_for, kernel_of
 from xaffine.kernels import numpy as numpy_kernel
+from xaffine.meshes import automatic, split_of
 from xaffine.shapes import (
     Operands,
     cast,
@@ -296,8 +297,13 @@ def along(
     operands: Operands, x_dot: Array | None, W_dot: Array | None, b_dot: Array | None, dtype: Any, own: Any
 ) -> Array:
     """ẏ = ẋ W + x Ẇ + ḃ of checked arrays, computed in one dtype and returned in its own."""
-    x, W, _, k, *_ = operands
+    x, W, b, k, *_ = operands
     xp = namespace_of(x)
+    if (call := automatic(x=x, W=W, b=b, x_dot=x_dot, W_dot=W_dot, b_dot=b_dot)) is not None:
+        return call(
+            lambda x, W, b, *dots: along(operands._replace(x=x, W=W, b=b), dots[0], dots[1], dots[2], dtype, own),
+            split_of(x)[:k] + split_of(W)[1:],
+        )
 
     def product(x: Array, W: Array, b: Array | None) -> Array:
         factors = cast(xp, flatten(xp, x, k), dtype), cast(xp, W, dtype)
@@ -365,6 +371,8 @@ def _forward(operands: Operands, out: Array | None) -> Array:
     x, W, b, k, dtype, y_shape, plain = operands
     if plain and out is None:
         return numpy_kernel.forward(x, W, b)
+    if (call := automatic(x=x, W=W, b=b)) is not None:
+        return call(lambda x, W, b: _forward(operands._replace(x=x, W=W, b=b), out), split_of(x)[:k] + split_of(W)[1:])
     xp = namespace_of(x)
     if out is not None:
         check_out("out", out, x, y_shape, dtype)
@@ -383,6 +391,11 @@ def _backward(operands: Operands, dy: Array, out: Outs | None = None, wrt: Itera
     wanted = _check_wrt(wrt, b)
     if plain and out is None and forward_dtype is dtype is dy.dtype and type(dy) is np.ndarray:
         return Gradients(*numpy_kernel.backward(dy, x, W, wanted))
+    if (call := automatic(dy=dy, x=x, W=W, b=b)) is not None:
+        return call(
+            lambda dy, x, W, b: _backward(operands._replace(x=x, W=W, b=b), dy, out, wanted),
+            Gradients(*(split_of(getattr(operands, name)) if name in wanted else None for name in OPERANDS)),
+        )
     xp = namespace_of(x)
     if out is not None:
         _check_outs(out, dy, operands, wanted)

@@ -11,6 +11,7 @@ Without a batch axis the whole x is the one sample.
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import array_api_compat
@@ -18,6 +19,7 @@ import array_api_compat
 from xaffine.backends import Array, device_of, is_half, is_of_kind, namespace_of, on_device_of
 from xaffine.functional import Gradients
 from xaffine.kernels import standard
+from xaffine.meshes import automatic, split_of
 from xaffine.shapes import Operands, cast, check, check_cotangent, describe, flatten, reshape
 
 if TYPE_CHECKING:
@@ -74,6 +76,10 @@ def per_sample_gradients(
     ([[[1.0], [2.0]], [[30.0], [40.0]]], [[1.0], [10.0]])
     """
     operands, dtype = _checked(dy, x, W, b, n_batch_axes)
+    if (call := automatic(dy=dy, x=x, W=W, b=b)) is not None:
+        rows = split_of(x)[:1] if operands.n_batch_axes else ()
+        splits = PerSampleGradients(rows + split_of(W), None if b is None else rows + split_of(b))
+        return call(partial(per_sample_gradients, n_batch_axes=n_batch_axes), splits)
     xp = namespace_of(x)
     with on_device_of(x):
         samples, gradients = (cast(xp, each, _wide(xp, dtype)) for each in _as_samples(xp, operands, dy))
@@ -126,6 +132,9 @@ def per_sample_gradient_norms(
     [10.0, 0.0]
     """
     operands, _ = _checked(dy, x, W, b, n_batch_axes, floating=True)
+    if (call := automatic(dy=dy, x=x, W=W, b=b)) is not None:
+        rows = split_of(x)[:1] if operands.n_batch_axes else ()
+        return call(partial(per_sample_gradient_norms, n_batch_axes=n_batch_axes), rows)
     xp = namespace_of(x)
     with on_device_of(x):
         norms = [_norms(xp, samples, gradients, bias=b is not None) for samples, gradients in _blocks(xp, operands, dy)]
@@ -182,6 +191,11 @@ def clipped_gradients(
         msg = f"max_norm must be above 0, not {max_norm!r}"
         raise ValueError(msg)
     operands, _ = _checked(dy, x, W, b, n_batch_axes, floating=True)
+    if (call := automatic(dy=dy, x=x, W=W, b=b)) is not None:
+        return call(
+            partial(clipped_gradients, max_norm=max_norm, n_batch_axes=n_batch_axes),
+            Gradients(None, split_of(W), None if b is None else split_of(b)),
+        )
     xp = namespace_of(x)
     dW: Any = None
     db: Any = None
