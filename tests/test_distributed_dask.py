@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import runpy
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -18,6 +18,7 @@ import pytest
 import zarr
 from distributed import Client, KilledWorker, LocalCluster
 from distributed.scheduler import NoWorkerError
+from launch import together
 
 from xaffine import AffineLayer, affine_backward, affine_vjp
 from xaffine.testing import make_case
@@ -25,7 +26,8 @@ from xaffine.testing import make_case
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-EXAMPLE = Path(__file__).parents[1] / "docs" / "examples" / "out_of_core.py"
+DOCS = Path(__file__).parents[1] / "docs"
+EXAMPLE = DOCS / "examples" / "out_of_core.py"
 MEMORY = 400 << 20  # bytes that a worker may take
 SECONDS = 60  # for what is to end in bounded time
 
@@ -196,34 +198,28 @@ class TestExample:
     module: Any = staticmethod(lambda: runpy.run_path(str(EXAMPLE)))
 
     def run(self, folder: Path, *arguments: Any, code: int = 0) -> str:
-        command = [sys.executable, str(EXAMPLE), *map(str, arguments)]
-        child = subprocess.Popen(
-            command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-        )
-        try:
-            output, _ = child.communicate(timeout=4 * SECONDS)
-        finally:
-            if child.poll() is None:
-                os.killpg(child.pid, signal.SIGKILL)
-                child.wait()
-        assert child.returncode == code, output
-        return output
+        """What the example writes, in that folder."""
+        options = ("--weights", folder / "weights.safetensors", "--plot", folder / "loss.svg", *arguments)
+        (ended,) = together([sys.executable, str(EXAMPLE), *map(str, options)], seconds=4 * SECONDS)
+        assert ended.status == code, ended.output
+        return ended.output
 
     def losses(self, output: str) -> list[float]:
         return [float(line.rpartition(" ")[2]) for line in output.splitlines() if "  loss " in line]
 
     def test_learns_from_more_than_fits_and_goes_on_where_it_stopped(self, tmp_path: Path) -> None:
         limits = "--workers", 1, "--memory", "400MiB"
-        output = self.run(tmp_path, "data.zarr", "--make", "600MiB", *limits, "--epochs", 2)
+        data = tmp_path / "data.zarr"
+        output = self.run(tmp_path, data, "--make", "600MiB", *limits, "--epochs", 2)
         assert "600.00 MiB; all workers may take 400.00 MiB" in output
         assert "100% Completed" in output
         first = self.losses(output)
-        further = self.losses(self.run(tmp_path, "data.zarr", *limits, "--epochs", 4))
+        further = self.losses(self.run(tmp_path, data, *limits, "--epochs", 4))
         assert [len(first), len(further)] == [2, 2]
         # With x of unit variance each step halves the error, and so quarters the loss, but for sampling.
         assert all(late < early / 3 for early, late in zip([*first, *further], [*first, *further][1:], strict=False))
-        assert (tmp_path / "out_of_core.svg").read_text().startswith("<?xml")
-        assert AffineLayer.load(tmp_path / "out_of_core.safetensors").W.shape == (256, 8)
+        assert (tmp_path / "loss.svg").read_text().startswith("<?xml")
+        assert AffineLayer.load(tmp_path / "weights.safetensors").W.shape == (256, 8)
 
     @pytest.fixture
     def data(self, tmp_path: Path) -> Path:
@@ -251,7 +247,7 @@ class TestExample:
             open_data(data)
 
     def test_weights_of_another_width_are_told_before_the_cluster_starts(self, data: Path, tmp_path: Path) -> None:
-        AffineLayer.random(5, 4, seed=0).save(tmp_path / "out_of_core.safetensors")
+        AffineLayer.random(5, 4, seed=0).save(tmp_path / "weights.safetensors")
         output = self.run(tmp_path, data, code=2)
         assert "the data need W (6, 4) and b: name other weights" in output
         assert "all workers" not in output
@@ -264,7 +260,7 @@ class TestExample:
         chunk.write_bytes(chunk.read_bytes()[:100])
         output = self.run(tmp_path, data, "--workers", 1, code=2)
         assert "perhaps at a chunk that was cut short (cannot reshape array of size 25" in output.splitlines()[-1]
-        assert not (tmp_path / "out_of_core.safetensors").exists()
+        assert not (tmp_path / "weights.safetensors").exists()
 
     def test_a_scheduler_that_is_not_there_is_an_error(self, data: Path, tmp_path: Path) -> None:
         start = time.monotonic()
@@ -278,3 +274,10 @@ class TestExample:
             output = self.run(tmp_path, data, "--scheduler", cluster.scheduler_address, "--epochs", 2, "--rate", rate)
         first, second = self.losses(output)
         assert second < first
+
+
+def test_committed_page_is_that_of_the_committed_figures() -> None:
+    folder = DOCS / "benchmarks"
+    found = json.loads((folder / "scale.json").read_text(encoding="utf-8"))
+    write_page = runpy.run_path(str(folder / "scale.py"))["write_page"]
+    assert (folder / "scale.md").read_text(encoding="utf-8") == write_page(found)
