@@ -114,6 +114,17 @@ def test_workflows_run_nox_and_nothing_else() -> None:
         assert re.fullmatch(r"pip install nox && nox( -s \w+)?( -- dist)?", runs[0])
 
 
+def test_architecture_names_every_room() -> None:
+    table = TEXTS["docs/contributing/architecture.md"].partition("| room |")[2].partition("\n\n")[0]
+    named = {
+        name for first in re.findall(r"^\| (`[^|]*) \|", table, re.MULTILINE) for name in re.findall(r"`(\w+)`", first)
+    }
+    rooms = {
+        path.stem for path in (ROOT / "xaffine").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
+    }
+    assert named == rooms - {"__init__", "__main__"}
+
+
 def test_changelog_has_the_version_on_top() -> None:
     versions = re.findall(r"^## (.*)$", TEXTS["CHANGELOG.md"], re.MULTILINE)
     assert versions[0] == "Unreleased"
