@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from xaffine import backends, initializers, storage
+from xaffine import backends, initializers
 from xaffine.backends import is_half, is_recorded, namespace_of, on_device_of
 from xaffine.functional import OPERANDS, affine_vjp
 from xaffine.kernels import kernel_of
@@ -317,6 +317,8 @@ class AffineLayer:
         TypeError
             A dtype that the format lacks: complex128.
         """
+        from xaffine import storage  # hashes and JSON, whose import takes as long as all the rest
+
         storage.write(path, self.W, self.b, self.n_batch_axes)
 
     @classmethod
@@ -341,6 +343,8 @@ class AffineLayer:
         ValueError
             It is not what was saved: truncated, changed, another format; or a dtype that the backend lacks.
         """
+        from xaffine import storage  # likewise
+
         backend = backends.get(xp)
         W, b, n_batch_axes = storage.read(path, backend, None if device is None else backend.device(device))
         return cls(W, b, n_batch_axes=n_batch_axes)
@@ -370,6 +374,8 @@ class AffineLayer:
         A ``torch.nn.Linear`` in memory needs no file: ``AffineLayer(linear.weight.detach().mT, linear.bias.detach())``
         shares its weights.
         """
+        from xaffine import storage  # likewise
+
         backend = backends.get(xp)
         device = None if device is None else backend.device(device)
         W, b = storage.read_linear(path, prefix, backend, device)
