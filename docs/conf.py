@@ -32,6 +32,7 @@ nb_output_stderr = "error"
 myst_enable_extensions = ["amsmath", "attrs_block", "attrs_inline", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 
+autodoc_preserve_defaults = True  # names of constants, not all that is in them
 autodoc_typehints = "none"  # the docstrings say more: shapes
 default_role = "autolink"  # `name` in a docstring is a link where it names an object, and else a parameter
 numpydoc_show_class_members = False

@@ -239,7 +239,9 @@ def write_page(found: dict[str, Any]) -> str:
         f"distributed {found['distributed']}, zarr {found['zarr']}. The data are in [scale.json](scale.json). Medians "
         f"of {ROUNDS} rounds. Scheduler, client and {WORKERS} workers share the cores of one machine.",
         "",
-        "![Peak memory of a worker and time of a step, against the size of x](scale.svg)",
+        f"![Two plots against the size of x, {small} to {SIZES[-1]} GiB. The peak memory of a worker stays near "
+        f"{peaks[small] / 2**20:.0f} MiB, the time of a step grows in a line from {seconds[small]:.1f} to "
+        f"{seconds[SIZES[-1]]:.1f} s](scale.svg)",
         "",
         "## Memory and time against N",
         "",

@@ -1,10 +1,10 @@
-"""Verify xaffine on every backend, and other implementations of the layer: writes conformance.json and README.md.
+"""Verify xaffine on every backend, and other implementations of the layer: writes conformance.json, .svg and README.md.
 
     python docs/conformance/run.py                       # everything
     python docs/conformance/run.py "xaffine on numpy"    # that implementation alone; the others stay as they are
-    python docs/conformance/run.py --page                # the page alone
+    python docs/conformance/run.py --page                # the page and the plot alone
 
-Needs ``pip install ".[cli,testing]"`` and thinc; an array library that is missing is left out, and the page says so.
+Needs ``pip install ".[cli,testing,plot]"`` and thinc; an array library that is missing is left out, as the page says.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import matplotlib as mpl
 
 from xaffine import backends
 from xaffine.command.machine import describe_machine
@@ -87,6 +89,13 @@ def write_page(found: dict[str, Any]) -> str:
         thinc = f"thinc {found['thinc']}, " if "thinc" in name else ""
         lines.append(f"| {name} | {thinc}{first['backend']} {first['version']} | {most} |")
     lines += [f"\nNot run: {n}: {r['float32']}" for n, r in found["reports"].items() if n not in ran]
+    lines += [
+        "\nNot measured: float64, complex numbers and integers; TF32 and long axes (`--large`); half precision of "
+        "thinc, and of the implementations that a table below has no column for.",
+        "",
+        "![The worst error of each implementation in forward and backward, float32, as a fraction of its rounding "
+        "bound: all are below 1, most near 0.9](conformance.svg)",
+    ]
 
     lines += ["", "## float32", "", "The number is the worst error as a fraction of its rounding bound.", ""]
     lines += table(ran, "float32", [prop.name for prop in PROPERTIES])
@@ -132,6 +141,33 @@ def table(reports: dict[str, Any], dtype: str, labels: list[str]) -> list[str]:
     return lines
 
 
+def draw(found: dict[str, Any], file: Path) -> None:
+    """Draw the worst errors in float32 as fractions of their bounds."""
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    ran = {
+        name: report["float32"] for name, report in found["reports"].items() if not isinstance(report["float32"], str)
+    }
+    figure, axis = plt.subplots(figsize=(7, 0.3 * len(ran) + 1), layout="constrained")
+    for name, marker in (("forward_is_within_bound", "o"), ("backward_is_within_bounds", "s")):
+        worst = [
+            next((r["worst_error"] for r in report["properties"] if r["property"] == name and r["holds"]), None)
+            for report in ran.values()
+        ]
+        shown = [(error, row) for row, error in enumerate(worst) if error is not None]
+        axis.plot(*zip(*shown, strict=True), marker, alpha=0.7, label=name.partition("_")[0])
+    axis.axvline(1, color="gray", linestyle="--", label="bound")
+    axis.set(
+        xlim=(0, 1.05), xlabel="worst error over its rounding bound, float32", yticks=range(len(ran)), yticklabels=ran
+    )
+    axis.invert_yaxis()
+    axis.legend(frameon=False, fontsize="small", loc="upper left")
+    with mpl.rc_context({"svg.hashsalt": "xaffine"}):  # the same drawing for the same figures
+        figure.savefig(file, metadata={"Date": None})
+    plt.close(figure)
+
+
 def failures(report: Any, tiers: tuple[str, ...] | None = None) -> list[tuple[str, str, str]]:
     """Property, first line of the reason, and case of everything that does not hold."""
     if not isinstance(report, dict):
@@ -146,4 +182,5 @@ def failures(report: Any, tiers: tuple[str, ...] | None = None) -> list[tuple[st
 if __name__ == "__main__":
     if "--page" not in sys.argv:
         DATA.write_text(json.dumps(measure(sys.argv[1:]), indent=1) + "\n", encoding="utf-8")
+    draw(json.loads(DATA.read_text(encoding="utf-8")), HERE / "conformance.svg")
     (HERE / "README.md").write_text(write_page(json.loads(DATA.read_text(encoding="utf-8"))), encoding="utf-8")

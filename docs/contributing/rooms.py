@@ -53,9 +53,12 @@ def drawing() -> str:
     lines = []
     for room, other in arrows():
         (x, y), (to_x, to_y) = places[room], places[other]
-        # Past other rows straight down, beside the boxes there.
+        # Past other rows straight down, beside the box that may stand there.
+        between = any(px == x and y < py < to_y for px, py in places.values())
+        aside = x + (WIDTH / 8 if between else 0)
         lines.append(
-            f'<path d="M{x:g} {y + HEIGHT} V{max(y + HEIGHT, to_y - ROW + HEIGHT):g} L{to_x:g} {to_y - 2:g}"/>'
+            f'<path d="M{x:g} {y + HEIGHT} L{aside:g} {min(y + ROW, to_y - ROW + HEIGHT):g} '
+            f'V{to_y - ROW + HEIGHT:g} L{to_x:g} {to_y - 2:g}"/>'
         )
     boxes = [
         f'<rect x="{x - BOX / 2:g}" y="{y}" width="{BOX}" height="{HEIGHT}" rx="5"/>'
