@@ -6,6 +6,7 @@ import json
 import os
 import runpy
 import signal
+import socket
 import sys
 import time
 from pathlib import Path
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 DOCS = Path(__file__).parents[1] / "docs"
+pytestmark = pytest.mark.timeout(180)  # for a whole test; what hangs fails
 EXAMPLE = DOCS / "examples" / "out_of_core.py"
 MEMORY = 400 << 20  # bytes that a worker may take
 SECONDS = 60  # for what is to end in bounded time
@@ -59,7 +61,7 @@ def chunked(case: Any, rows: int) -> tuple[da.Array, ...]:
 
 
 def assert_exact(client: Client, case: Any, gradients: Any) -> None:
-    computed = client.gather(client.compute(list(gradients)), errors="raise")
+    computed = client.gather(client.compute(list(gradients)))
     expected = affine_backward(*(o.values for o in (case.dy, case.x, case.W, case.b)))
     for name, own, exact in zip(gradients._fields, computed, expected, strict=True):
         assert np.array_equal(own, exact), name
@@ -160,10 +162,8 @@ def test_a_block_that_kills_every_worker_is_an_error(client: Client) -> None:
     dy = da.concatenate([da.full((5, 4), 7, dtype=dy.dtype), dy[5:]]).map_blocks(
         die_always, dtype=dy.dtype, meta=dy._meta
     )
-    start = time.monotonic()
     with pytest.raises(KilledWorker, match="4 different workers, but all those workers died"):
         client.gather(client.compute(list(affine_backward(dy, x, W, b))))
-    assert time.monotonic() - start < SECONDS
 
 
 def test_no_worker_left_is_an_error(client: Client, tmp_path: Path) -> None:
@@ -174,10 +174,8 @@ def test_no_worker_left_is_an_error(client: Client, tmp_path: Path) -> None:
     while not flag.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     client.cluster.scale(0)
-    start = time.monotonic()
     with pytest.raises(NoWorkerError, match="without any running workers"):
         client.gather(futures)
-    assert time.monotonic() - start < SECONDS
 
 
 # Bad input
@@ -187,7 +185,7 @@ def test_blocks_that_turn_out_to_differ_are_the_promised_error(client: Client) -
     dy, x, W, b = chunked(make_case((40, 6), 4, seed=1), 8)
     fewer = np.arange(40) != 3
     hidden = x[da.from_array(np.ones(40, bool), chunks=8)], dy[da.from_array(fewer, chunks=8)]
-    for gradient in affine_backward(hidden[1], hidden[0], W, b)[1:]:
+    for gradient in affine_backward(hidden[1], hidden[0], W, b):
         with pytest.raises(ValueError, match=r"a block of x has 8 rows and that of dy 7"):
             client.gather(client.compute(gradient))
 
@@ -221,27 +219,37 @@ class TestExample:
         assert (tmp_path / "loss.svg").read_text().startswith("<?xml")
         assert AffineLayer.load(tmp_path / "weights.safetensors").W.shape == (256, 8)
 
-    @pytest.fixture
-    def data(self, tmp_path: Path) -> Path:
+    @pytest.fixture(params=[None, "auto"], ids=["plain", "compressed"])
+    def data(self, request: pytest.FixtureRequest, tmp_path: Path) -> Path:
         group = zarr.open_group(tmp_path / "data.zarr", mode="w")
         for name, width in (("x", 6), ("t", 4)):
             values = np.arange(1.0, 30 * width + 1, dtype="f").reshape(30, width)
-            group.create_array(name, data=values, chunks=(10, width), compressors=None)
+            group.create_array(name, data=values, chunks=(10, width), compressors=request.param)
         return tmp_path / "data.zarr"
 
     def test_wrong_data_are_told_before_the_cluster_starts(self, data: Path, tmp_path: Path) -> None:
         open_data = self.module()["open_data"]
         assert [array.shape for array in open_data(data)] == [(30, 6), (30, 4)]
-        with pytest.raises(ValueError, match="is no Zarr group: write one with --make"):
+        with pytest.raises(ValueError, match=r"is no Zarr group \(.*\): write one with --make"):
             open_data(tmp_path / "nothing")
         (data / "x" / "c" / "1" / "0").rename(tmp_path / "chunk")
-        with pytest.raises(ValueError, match="is truncated: 2 of 3 chunks of x are there"):
+        with pytest.raises(ValueError, match=r"is truncated: 2 of 3 chunks of x are there\. .*write_empty_chunks"):
             open_data(data)
         (tmp_path / "chunk").rename(data / "x" / "c" / "1" / "0")
         group = zarr.open_group(data)
         group.create_array("t", data=np.ones((29, 4), "f"), overwrite=True)
-        with pytest.raises(ValueError, match=r"must go together: x is float32 \(30, 6\), t is float32 \(29, 4\)"):
+        with pytest.raises(
+            ValueError, match=r"must go together, and have rows: x is float32 \(30, 6\), t is float32 \(29, 4\)"
+        ):
             open_data(data)
+        for name in ("x", "t"):
+            group.create_array(name, data=np.ones((0, 4), "f"), overwrite=True)
+        with pytest.raises(ValueError, match="must go together, and have rows"):
+            open_data(data)
+        group.create_array("x", data=np.ones((30, 4), "float16"), overwrite=True)
+        with pytest.raises(ValueError, match="in float32 or float64; its x is"):
+            open_data(data)
+        group.create_array("x", data=np.ones((30, 4), "f"), overwrite=True)
         group.create_array("t", data=np.ones(30, "f"), overwrite=True)
         with pytest.raises(ValueError, match=r"must hold x \(N, n\) and t \(N, m\)"):
             open_data(data)
@@ -257,16 +265,20 @@ class TestExample:
 
     def test_a_chunk_cut_short_is_an_error(self, data: Path, tmp_path: Path) -> None:
         chunk = data / "x" / "c" / "1" / "0"
-        chunk.write_bytes(chunk.read_bytes()[:100])
+        chunk.write_bytes(chunk.read_bytes()[:20])
         output = self.run(tmp_path, data, "--workers", 1, code=2)
-        assert "perhaps at a chunk that was cut short (cannot reshape array of size 25" in output.splitlines()[-1]
+        assert "perhaps at a chunk that was cut short (" in output.splitlines()[-1]
         assert not (tmp_path / "weights.safetensors").exists()
 
-    def test_a_scheduler_that_is_not_there_is_an_error(self, data: Path, tmp_path: Path) -> None:
-        start = time.monotonic()
-        output = self.run(tmp_path, data, "--scheduler", "tcp://127.0.0.1:9", code=2)
-        assert "127.0.0.1:9" in output
-        assert time.monotonic() - start < SECONDS
+    @pytest.mark.parametrize("listening", [False, True], ids=["nobody there", "somebody silent"])
+    def test_a_scheduler_that_does_not_answer_is_an_error(self, data: Path, tmp_path: Path, listening: bool) -> None:
+        with socket.socket() as silent:
+            silent.bind(("127.0.0.1", 0))
+            if listening:
+                silent.listen()
+            address = f"tcp://127.0.0.1:{silent.getsockname()[1]}"
+            output = self.run(tmp_path, data, "--scheduler", address, code=2)
+        assert f"no scheduler with workers answers at {address} within 10 s" in output
 
     def test_trains_on_a_scheduler_that_runs_already(self, data: Path, tmp_path: Path) -> None:
         with start_cluster(1) as cluster:

@@ -238,6 +238,15 @@ def test_the_one_sum_of_data_parallel_training_holds_dW_and_db(kind: str) -> Non
     assert re.search(r"= \(f32\[12,4\]\S* f32\[4\]\S*\) all-reduce\(", line)
 
 
+@pytest.mark.parametrize("kind", TYPES)
+def test_where_nothing_is_wanted_nothing_comes(kind: str) -> None:
+    dy, x, W, b = operands(LAYOUTS["batch"], kind)[1]
+    assert affine_backward(dy, x, W, b, wrt=()) == (None, None, None)
+    layer = AffineLayer(W)
+    layer(x)
+    assert layer.backward(dy, wrt="b") is layer.dW is layer.db is None
+
+
 @pytest.mark.parametrize("way", [jax.jit, lambda function: function], ids=["jit", "eager"])
 def test_an_axis_of_the_mesh_splits_a_result_once(way: Any) -> None:
     mesh = mesh_of("explicit")

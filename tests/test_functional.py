@@ -366,6 +366,13 @@ class TestOut:
             )
         assert not buffer.any()
 
+    def test_buffers_without_elements_overlap_nothing(self) -> None:
+        empty = np.empty((3, 0))
+        outs = (np.empty((2, 3)), empty, np.empty(0))
+        gradients = affine_backward(np.empty((2, 0)), np.ones((2, 3)), empty, np.empty(0), out=outs)
+        assert all(result is out for result, out in zip(gradients, outs, strict=True))
+        assert np.array_equal(outs[0], np.zeros((2, 3)))
+
     def test_overlapping_elements_are_refused(self) -> None:
         for strides in ((0, 4), (4, 4), (4, -4), (8, 4)):
             out = np.lib.stride_tricks.as_strided(np.zeros(16, "f")[8:], (2, 4), strides)

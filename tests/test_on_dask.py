@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import dask
@@ -103,12 +104,44 @@ def test_rows_that_cannot_be_matched_are_told_before_anything_computes() -> None
         affine_backward(dy[da.ones(6, chunks=3) > 0], x[rows], da.ones((3, 4)))
 
 
-def test_blocks_that_turn_out_to_differ_are_the_promised_error() -> None:
-    x, dy = (da.ones((6, k), chunks=(2, k))[da.arange(6, chunks=2) > least] for k, least in ((3, 0), (4, 1)))
-    gradients = affine_backward(dy, x, da.ones((3, 4)), da.ones(4), wrt=("W", "b"))
-    for gradient in gradients[1:]:
-        with pytest.raises(ValueError, match="a block of x has 1 rows and that of dy 0"):
+@pytest.mark.parametrize("width", [3, 1], ids=["whole rows", "features chunked"])
+@pytest.mark.parametrize("known", [False, True], ids=["both unknown", "dy known"])
+def test_blocks_that_turn_out_to_differ_are_the_promised_error(width: int, known: bool) -> None:
+    x, dy = da.ones((6, 3), chunks=(2, width)), da.ones((6, 4), chunks=(2, 4))
+    x = x[da.arange(6, chunks=2) > 0]
+    if not known:
+        dy = dy[da.arange(6, chunks=2) > 1]
+    for gradient in affine_backward(dy, x, da.ones((3, 4)), da.ones(4)):
+        with pytest.raises(ValueError, match=f"a block of x has 1 rows and that of dy {2 if known else 0}"):
             gradient.compute()
+
+
+def test_what_is_not_wanted_is_not_read() -> None:
+    def refuse(_: Any) -> Any:
+        raise AssertionError("read")
+
+    x, W = (da.ones(shape, chunks=2).map_blocks(refuse, meta=np.empty((0, 0))) for shape in ((6, 3), (3, 4)))
+    dy, b = da.ones((6, 4), chunks=(2, 4)), da.ones(4)
+    assert affine_backward(dy, x.rechunk((2, -1)), W, b, wrt=("b",)).db.compute().tolist() == [6] * 4
+    dW, db = affine_backward(dy, da.ones((6, 3), chunks=(2, 3)), W, b, wrt=("W", "b"))[1:]
+    assert [array.tolist() for array in dask.compute(dW, db)] == [[[6] * 4] * 3, [6] * 4]
+
+
+@pytest.mark.parametrize(("N", "n", "m"), [(0, 3, 4), (2, 0, 4), (2, 3, 0)])
+def test_empty_buffers_are_filled(N: int, n: int, m: int) -> None:
+    x, W, b, dy = (da.ones(shape) for shape in ((N, n), (n, m), (m,), (N, m)))
+    out, outs = da.zeros((N, m)), tuple(da.full(shape, 7.0) for shape in ((N, n), (n, m), (m,)))
+    assert affine(x, W, b, out=out) is out
+    assert all(map(operator.is_, affine_backward(dy, x, W, b, out=outs), outs))
+    assert np.array_equal(out.compute(), np.ones((N, m)))
+    for own, exact in zip(outs, (np.full((N, n), m), np.full((n, m), N), np.full(m, N)), strict=True):
+        assert np.array_equal(own.compute(), exact)
+
+
+def test_buffers_of_unknown_extents_are_refused() -> None:
+    x = da.ones((6, 3))[da.ones(6) > 0]
+    with pytest.raises(ValueError, match=r"out cannot be filled by Dask before all extents .*compute_chunk_sizes"):
+        affine(x, da.ones((3, 4)), out=da.zeros((6, 4)))
 
 
 def test_sums_of_halves_lose_nothing_between_blocks() -> None:
@@ -134,8 +167,10 @@ def test_unknown_features(blocks: int) -> None:
 
 def test_blocks_of_another_library_stay_there() -> None:
     x = da.from_array(sparse.COO(np.eye(4, 3)), chunks=(2, 3), asarray=False)
-    y = affine(x, da.from_array(sparse.COO(np.ones((3, 2))), chunks=-1, asarray=False))
-    assert isinstance(y.compute(), sparse.COO)
+    W, b = (da.from_array(sparse.COO(np.ones(shape)), chunks=-1, asarray=False) for shape in ((3, 2), 2))
+    y, vjp = affine_vjp(x, W, b)
+    for result in (y, *vjp(y)):
+        assert isinstance(result.compute(), sparse.COO)
 
 
 def test_unknown_row_counts() -> None:

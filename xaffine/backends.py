@@ -770,6 +770,8 @@ def overlap(first: Any, second: Any, *, same: bool = False) -> bool:
 
 
 def _overlaps_itself(memory: np.ndarray) -> bool:
+    if memory.size == 0:
+        return False
     span = memory.itemsize
     for stride, extent in sorted((abs(s), e) for s, e in zip(memory.strides, memory.shape, strict=True) if e > 1):
         if stride < span:

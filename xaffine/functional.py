@@ -391,7 +391,7 @@ def _backward(operands: Operands, dy: Array, out: Outs | None = None, wrt: Itera
     wanted = _check_wrt(wrt, b)
     if plain and out is None and forward_dtype is dtype is dy.dtype and type(dy) is np.ndarray:
         return Gradients(*numpy_kernel.backward(dy, x, W, wanted))
-    if (call := automatic(dy=dy, x=x, W=W, b=b)) is not None:
+    if wanted and (call := automatic(dy=dy, x=x, W=W, b=b)) is not None:
         return call(
             lambda dy, x, W, b: _backward(operands._replace(x=x, W=W, b=b), dy, out, wanted),
             Gradients(*(split_of(getattr(operands, name)) if name in wanted else None for name in OPERANDS)),
@@ -446,6 +446,7 @@ def _check_outs(out: Outs, dy: Array, operands: Operands, wanted: Collection[str
 def _write(result: Array, out: Array | None) -> Array:
     if out is None:
         return result
-    if result is not out and not share_memory(result, out):  # else the kernel has filled it
+    # Else there is nothing to write, or the kernel has written it.
+    if 0 not in out.shape and result is not out and not share_memory(result, out):
         out[...] = result
     return out

@@ -158,6 +158,8 @@ def check_out(name: str, out: Array, like: Array, shape: tuple[int, ...], dtype:
         fault, error = f"must be on the device of the operands, {device_of(like)}", ValueError
     elif _shapes_differ(out.shape, shape):
         fault, error = f"must have the shape {_text(shape)}", ValueError
+    elif array_api_compat.is_dask_array(out) and not all(map(_known, (*out.shape, *shape))):
+        fault, error = "cannot be filled by Dask before all extents are known (array.compute_chunk_sizes())", ValueError
     elif out.dtype != dtype:
         fault = f"must have the dtype {dtype_name(dtype)}"
     elif not is_writable(out):

@@ -107,35 +107,23 @@ def measure_growth(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def small_backward(chunks: int) -> tuple[da.Array, ...]:
-    """A forward and the gradients by W and b, on many chunks without much to compute."""
-    x = da.ones((chunks * 8, 8), chunks=(8, 8), dtype="f4")
-    y, vjp = affine_vjp(x, *(da.from_array(np.ones(shape, "f"), chunks=-1) for shape in ((8, 4), 4)))
-    return vjp(y, wrt=("W", "b"))[1:]
+def small_step(chunks: int) -> list[da.Array]:
+    """A step of the example on many chunks without much to compute."""
+    x, t = (da.ones((chunks * 8, width), chunks=(8, width), dtype="f4") for width in (8, 4))
+    step = runpy.run_path(str(EXAMPLE))["loss_and_gradients"]
+    return list(step(x, t, AffineLayer.random(8, 4, seed=0)))
 
 
 def measure_overhead() -> dict[str, Any]:
     """What one chunk costs beside its products: with the kernel for Dask, and with the standard one."""
-    found: dict[str, Any] = {}
     ways = {"dask": kernel_of, "standard": lambda *_: standard}
-    for name, way in ways.items():
-        with mock.patch.object(functional, "kernel_of", way):
-            start = time.perf_counter()
-            graph = dict(dask.optimize(*small_backward(CHUNKS[-1]))[0].dask)
-            building = time.perf_counter() - start
-        found[name] = {
-            "tasks": len(graph) / CHUNKS[-1],
-            "bytes": len(pickle.dumps(graph)) / CHUNKS[-1],
-            "build": building / CHUNKS[-1],
-            "run": [],
-            "scheduler": [],
-        }
+    found: dict[str, Any] = {name: {"run": [], "scheduler": []} for name in ways}
     with cluster(WORKERS) as client:
         for turn, (name, way) in itertools.product(range(ROUNDS + 1), ways.items()):
             clocks: dict[str, list[float]] = {"run": [], "scheduler": []}
             for chunks in CHUNKS:
                 with mock.patch.object(functional, "kernel_of", way):
-                    arrays = small_backward(chunks)
+                    arrays = small_step(chunks)
                 before = time.perf_counter(), time.process_time()  # this process has client and scheduler
                 client.gather(client.compute(arrays))
                 clocks["run"].append(time.perf_counter() - before[0])
@@ -143,6 +131,12 @@ def measure_overhead() -> dict[str, Any]:
             for key, (few, many) in clocks.items():
                 if turn:  # the first one warms up
                     found[name][key].append((many - few) / (CHUNKS[1] - CHUNKS[0]))
+            if turn == ROUNDS:
+                start = time.perf_counter()
+                graph = {key: task for array in dask.optimize(*arrays) for key, task in array.dask.items()}
+                building = time.perf_counter() - start
+                of_all = {"tasks": len(graph), "bytes": len(pickle.dumps(graph)), "build": building}
+                found[name] |= {key: value / CHUNKS[1] for key, value in of_all.items()}
             print(turn, name, clocks, flush=True)
     return found
 
@@ -153,24 +147,27 @@ def bytes_sent(dask_worker: Any) -> int:
 
 
 def measure_wire() -> list[dict[str, Any]]:
-    """Bytes between workers in one backward over 200 chunks, and the peak memory of a worker."""
+    """Bytes between workers in one backward over many chunks, and what a worker holds of its partial sums."""
     rows = []
-    for workers in (2, 4):
-        for n, m in WIDTHS:
-            chunks = 200
-            x = da.random.default_rng(0).standard_normal((chunks * 16, n), chunks=(16, n), dtype="f4")
-            W, b = (da.from_array(np.ones(shape, "f"), chunks=-1) for shape in ((n, m), m))
-            with cluster(workers) as client:
-                before = max(client.run(peak_memory).values())
-                y, vjp = affine_vjp(x, W, b)
-                client.gather(client.compute(vjp(y, wrt=("W", "b"))[1:]))
-                sent, peak = sum(client.run(bytes_sent).values()), max(client.run(peak_memory).values())
-            partial = 4 * (n + 1) * m
-            rows.append(
-                {"workers": workers, "n": n, "m": m, "chunks": chunks, "sent": sent, "partial": partial,
-                 "held": (peak - before) / partial}
-            )  # fmt: skip
-            print(rows[-1], flush=True)
+    for (n, m), workers, chunks in itertools.product(WIDTHS, (2, 4), (100, 400, 1600)):
+        W, b = (da.from_array(np.ones(shape, "f"), chunks=-1) for shape in ((n, m), m))
+
+        def backward(W: da.Array, b: da.Array, chunks: int) -> list[da.Array]:
+            x = da.random.default_rng(0).standard_normal((chunks * 16, len(W)), chunks=(16, -1), dtype="f4")
+            y, vjp = affine_vjp(x, W, b)
+            return list(vjp(y, wrt=("W", "b"))[1:])
+
+        with cluster(workers) as client:
+            client.gather(client.compute(backward(W, b, workers)))  # imports what it needs
+            before = max(client.run(peak_memory).values()), sum(client.run(bytes_sent).values())
+            client.gather(client.compute(backward(W, b, chunks)))
+            after = max(client.run(peak_memory).values()), sum(client.run(bytes_sent).values())
+        partial = 4 * (n + 1) * m
+        held, sent = (after[0] - before[0]) / partial, after[1] - before[1]
+        rows.append(
+            {"workers": workers, "n": n, "m": m, "chunks": chunks, "sent": sent, "partial": partial, "held": held}
+        )
+        print(rows[-1], flush=True)
     return rows
 
 
@@ -266,8 +263,8 @@ def write_page(found: dict[str, Any]) -> str:
         "",
         "## What a chunk costs beside its products",
         "",
-        f"Forward and the gradients by W and b on chunks of 8 rows: the time of {CHUNKS[1]:,} chunks less that of "
-        f"{CHUNKS[0]:,}, for each chunk more.",
+        f"The same step on chunks of 8 rows: the time of {CHUNKS[1]:,} chunks less that of {CHUNKS[0]:,}, for each "
+        "chunk more.",
         "",
         "| kernel | tasks | bytes of the graph | building the graph | running | of client and scheduler |",
         "|---|---|---|---|---|---|",
@@ -286,18 +283,18 @@ def write_page(found: dict[str, Any]) -> str:
         "",
         "## What goes over the wire, and what is held",
         "",
-        "A backward over 200 chunks of 16 rows. A partial sum is [dW; db] of one chunk, 4 (n + 1) m bytes. What is "
-        "held is the growth of a worker's peak memory, in partial sums: the tree is walked depth first, so that it "
-        "does not grow with the number of chunks.",
+        "A backward over chunks of 16 rows. A partial sum is [dW; db] of one chunk, 4 (n + 1) m bytes. What is held is "
+        "the growth of a worker's peak memory, in partial sums, results and products in the making included: the tree "
+        "is walked depth first, so that it grows as the depth of the tree, the logarithm of the number of chunks.",
         "",
-        "| workers | n, m | partial sum | sent between workers | partial sums sent a chunk | held at the peak |",
-        "|---|---|---|---|---|---|",
+        "| n, m | partial sum | workers | chunks | sent between workers | partial sums sent a chunk | held at peak |",
+        "|---|---|---|---|---|---|---|",
     ]
     for row in found["wire"]:
         each = row["sent"] / row["chunks"] / row["partial"]
         held = f"{row['held']:.1f}" if row["partial"] > 2**20 else "less than the noise"
         lines.append(
-            f"| {row['workers']} | {row['n']}, {row['m']} | {row['partial'] / 2**10:,.0f} KiB "
+            f"| {row['n']}, {row['m']} | {row['partial'] / 2**10:,.0f} KiB | {row['workers']} | {row['chunks']:,} "
             f"| {row['sent'] / 2**20:,.1f} MiB | {each:.2f} | {held} |"
         )
     lines += [

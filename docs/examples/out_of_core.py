@@ -11,6 +11,7 @@ step reads all of x once, a chunk at a time, and holds no more than a few chunks
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import shutil
 from contextlib import ExitStack
@@ -32,7 +33,9 @@ if TYPE_CHECKING:
 
 CHUNK = 32 << 20  # bytes of x in one
 NOISE = 0.1
-PATIENCE = "60s"  # without any worker, until a computation is given up
+DTYPES = ("float32", "float64")
+PATIENCE = 10  # seconds for a scheduler to answer
+NOBODY = "60s"  # without any worker, until a computation is given up
 
 
 def make(path: Path, size: int, n: int, m: int, *, seed: int = 0) -> None:
@@ -58,20 +61,23 @@ def open_data(path: Path) -> tuple[da.Array, da.Array]:
     """x and t of a Zarr group, lazily; a ValueError says what is wrong with them."""
     try:
         group = zarr.open_group(path, mode="r")
-    except FileNotFoundError:
-        msg = f"{path} is no Zarr group: write one with --make SIZE, or name another"
+        arrays = {name: group.get(name) for name in ("x", "t")}
+    except (OSError, ValueError, zarr.errors.BaseZarrError) as error:
+        msg = f"{path} is no Zarr group ({error}): write one with --make SIZE, or name another"
         raise ValueError(msg) from None
-    for name in ("x", "t"):
-        array = group.get(name)
-        if not isinstance(array, zarr.Array) or array.ndim != 2 or array.dtype.kind != "f":
-            msg = f"{path} must hold x (N, n) and t (N, m) in a floating dtype; its {name} is {array}"
+    for name, array in arrays.items():
+        if not isinstance(array, zarr.Array) or array.ndim != 2 or array.dtype not in DTYPES:
+            msg = f"{path} must hold x (N, n) and t (N, m) in {' or '.join(DTYPES)}; its {name} is {array}"
             raise ValueError(msg)
         if array.nchunks_initialized < array.nchunks:  # Zarr would read zeros in their place
-            msg = f"{path} is truncated: {array.nchunks_initialized} of {array.nchunks} chunks of {name} are there"
+            msg = (
+                f"{path} is truncated: {array.nchunks_initialized} of {array.nchunks} chunks of {name} are there. If "
+                f"the others are all zeros, write them, too (write_empty_chunks in Zarr's configuration)"
+            )
             raise ValueError(msg)
     x, t = (da.from_array(group[name], chunks=group[name].chunks) for name in ("x", "t"))
-    if len(x) != len(t) or x.dtype != t.dtype:
-        msg = f"x and t must go together: x is {x.dtype} {x.shape}, t is {t.dtype} {t.shape}"
+    if not len(x) == len(t) > 0 or x.dtype != t.dtype:
+        msg = f"x and t must go together, and have rows: x is {x.dtype} {x.shape}, t is {t.dtype} {t.shape}"
         raise ValueError(msg)
     return x, t
 
@@ -81,7 +87,8 @@ def loss_and_gradients(x: da.Array, t: da.Array, layer: AffineLayer) -> tuple[da
     y, vjp = affine_vjp(x, *(da.from_array(parameter, chunks=-1) for parameter in (layer.W, layer.b)))
     error = y - t
     _, dW, db = vjp(error / len(x), wrt=("W", "b"))
-    return (error**2).sum(dtype="float64") / (2 * len(x)), dW, db
+    loss = (error**2).sum(dtype="float64", split_every=16) / (2 * len(x))  # the 4 × 4 blocks of a level
+    return loss, dW, db
 
 
 def train(client: Client, x: da.Array, t: da.Array, layer: AffineLayer, *, rate: float) -> Iterator[float]:
@@ -91,7 +98,7 @@ def train(client: Client, x: da.Array, t: da.Array, layer: AffineLayer, *, rate:
         progress(futures, notebook=False)
         try:
             loss, dW, db = client.gather(futures)
-        except ValueError as error:
+        except (ValueError, RuntimeError) as error:
             msg = f"a step failed, perhaps at a chunk that was cut short ({error}): write the data again"
             raise ValueError(msg) from error
         layer.W -= rate * dW
@@ -103,17 +110,36 @@ def start_layer(weights: Path, n: int, m: int, dtype: Any) -> tuple[AffineLayer,
     """The layer that was saved and its losses so far, or a new one."""
     if not weights.exists():
         return AffineLayer.random(n, m, dtype=str(dtype), seed=0), []
-    layer = AffineLayer.load(weights)
+    layer, history = AffineLayer.load(weights), weights.with_suffix(".json")
     if layer.W.shape != (n, m) or layer.b is None:
         msg = f"{weights} holds {layer}, and the data need W ({n}, {m}) and b: name other weights, or other data"
         raise ValueError(msg)
-    return layer, json.loads(weights.with_suffix(".json").read_text(encoding="utf-8"))
+    return layer, json.loads(history.read_text(encoding="utf-8")) if history.exists() else []
 
 
 def save(weights: Path, layer: AffineLayer, losses: list[float]) -> None:
-    """Save what the next run goes on from."""
+    """Save what the next run goes on from, each file in one step."""
     layer.save(weights)
-    weights.with_suffix(".json").write_text(json.dumps(losses), encoding="utf-8")
+    unfinished = weights.with_suffix(".unfinished")
+    unfinished.write_text(json.dumps(losses), encoding="utf-8")
+    unfinished.replace(weights.with_suffix(".json"))
+
+
+def connect(address: str) -> Client:
+    """A client of a scheduler that answers and has workers; a TimeoutError says that it does not."""
+
+    async def knock() -> None:
+        async with Client(address, asynchronous=True, timeout=PATIENCE):
+            pass
+
+    try:
+        asyncio.run(asyncio.wait_for(knock(), PATIENCE))  # a client alone waits for ever for one that says nothing
+        client = Client(address, timeout=PATIENCE)
+        client.wait_for_workers(1, timeout=PATIENCE)
+    except (TimeoutError, OSError) as error:
+        msg = f"no scheduler with workers answers at {address} within {PATIENCE} s: is it running? ({error})"
+        raise TimeoutError(msg) from error
+    return client
 
 
 def plot(losses: list[float], file: Path) -> None:
@@ -143,19 +169,19 @@ def run(options: argparse.Namespace) -> None:
 
     with ExitStack() as stack:
         if options.scheduler is None:
-            stack.enter_context(dask.config.set({"distributed.scheduler.no-workers-timeout": PATIENCE}))
+            stack.enter_context(dask.config.set({"distributed.scheduler.no-workers-timeout": NOBODY}))
             limits = {"n_workers": options.workers, "threads_per_worker": 1, "memory_limit": options.memory}
             client = stack.enter_context(
                 Client(stack.enter_context(LocalCluster(dashboard_address="127.0.0.1:0", **limits)))
             )
         else:
-            client = stack.enter_context(Client(options.scheduler, timeout="10s"))
-            client.wait_for_workers(1, timeout=10)
+            client = stack.enter_context(connect(options.scheduler))
         if options.make is not None:
             make(path, options.make, n, m)
         x, t = open_data(path)
         allowed = sum(worker["memory_limit"] for worker in client.scheduler_info(n_workers=-1)["workers"].values())
-        print(f"x is {x.dtype} {x.shape}, {format_bytes(x.nbytes)}; all workers may take {format_bytes(allowed)}")
+        limit = format_bytes(allowed) if allowed else "all there is"
+        print(f"x is {x.dtype} {x.shape}, {format_bytes(x.nbytes)}; all workers may take {limit}")
         steps = train(client, x, t, layer, rate=options.rate)
         for epoch in range(len(losses) + 1, options.epochs + 1):
             losses.append(next(steps))
@@ -172,7 +198,12 @@ def main() -> None:
     parser.add_argument("--make", type=parse_bytes, metavar="SIZE", help="write data first, with so much in x: 4GiB")
     parser.add_argument("--features", type=int, default=256, help="n of the data to write")
     parser.add_argument("--outputs", type=int, default=8, help="m of the data to write")
-    parser.add_argument("--scheduler", metavar="ADDRESS", help="a running one; by default a cluster is started here")
+    parser.add_argument(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="a running one, by default one is started here; for it to give up without workers, start it with "
+        "DASK_DISTRIBUTED__SCHEDULER__NO_WORKERS_TIMEOUT=60s",
+    )
     parser.add_argument("--workers", type=int, default=2, help="how many to start")
     parser.add_argument("--memory", default="1GiB", help="what each of them may take")
     parser.add_argument("--epochs", type=int, default=10, help="in all, with those of earlier runs")

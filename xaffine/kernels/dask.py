@@ -47,23 +47,28 @@ def backward(
     dy = _chunked_as(x, dy)
     if not _has_whole_rows(x, W, dy):
         return standard.backward(dy, x, W, wanted)
-    W = W.rechunk({0: -1, 1: dy.chunks[1]})
     dx = dW = db = None
     if "x" in wanted and dy.numblocks[1] == 1:
-        dx = _blocks(_dx, "ik", dy, "ij", W, "kj", dtype=dy.dtype, meta=x._meta)
+        dx = _blocks(_dx, "ik", dy, "ij", W.rechunk(-1), "kj", dtype=dy.dtype, meta=x._meta)
     elif "x" in wanted:
         dx = standard.backward_x(dy, W)
     if sums := [name for name in wanted if name != "x"]:
-        n = len(W) if "W" in sums else 0
+        n, with_b = (W.shape[0] if "W" in sums else 0), "b" in sums
+        features: Any = (x, "ik") if "W" in sums else ()
+        extents = (
+            {"adjust_chunks": {"i": 1, "k": n + with_b}}
+            if features
+            else {"adjust_chunks": {"i": 1}, "new_axes": {"k": 1}}
+        )
         wide = np.dtype("float32") if is_half(dy.dtype) else dy.dtype
         parts = _blocks(
-            partial(_sums, wanted=sums, dtype=wide), "ikj", dy, "ij", x, "ik", W, "kj",
-            adjust_chunks={"i": 1, "k": n + ("b" in sums)}, dtype=wide, meta=x._meta[None, ...].astype(wide),
+            partial(_sums, with_b=with_b, dtype=wide), "ikj", dy, "ij", *features,
+            dtype=wide, meta=x._meta[None, ...].astype(wide), **extents,
         )  # fmt: skip
         total = da.reduction(parts, _same, _add, axis=0, dtype=wide, concatenate=False, meta=x._meta.astype(wide))
         total = total.astype(dy.dtype)
-        dW = total[:n] if "W" in sums else None
-        db = total[n] if "b" in sums else None
+        dW = total[:n] if features else None
+        db = total[n] if with_b else None
     return dx, dW, db
 
 
@@ -78,16 +83,16 @@ def _has_whole_rows(x: da.Array, *others: da.Array) -> bool:
 
 
 def _chunked_as(x: da.Array, dy: da.Array) -> da.Array:
-    """The rows of dy in the blocks of x."""
-    if math.isnan(x.shape[0]) or math.isnan(dy.shape[0]):
-        if x.numblocks[0] != dy.numblocks[0]:
-            msg = (
-                f"x has {x.numblocks[0]} blocks along the batch and dy {dy.numblocks[0]}, of sizes that are not known "
-                f"yet. Compute dy from y block by block, or find the sizes first: array.compute_chunk_sizes()"
-            )
-            raise ValueError(msg)
-        return dy
-    return dy.rechunk({0: x.chunks[0]})
+    """The rows of dy in the blocks of x; where their numbers are unknown, they are compared once they are not."""
+    if not math.isnan(x.shape[0]) and not math.isnan(dy.shape[0]):
+        return dy.rechunk({0: x.chunks[0]})
+    if x.numblocks[0] != dy.numblocks[0]:
+        msg = (
+            f"x has {x.numblocks[0]} blocks along the batch and dy {dy.numblocks[0]}, of sizes that are not known "
+            f"yet. Compute dy from y block by block, or find the sizes first: array.compute_chunk_sizes()"
+        )
+        raise ValueError(msg)
+    return _blocks(_alike, "ij", x[:, :0], "ik", dy, "ij", dtype=dy.dtype, meta=dy._meta)
 
 
 # An index that is summed over comes as a list of its blocks, of which there is one; Dask would join them in a copy.
@@ -99,18 +104,24 @@ def _dx(dy: list[Array], W: list[Array]) -> Array:
     return kernel_of(dy[0], W[0]).forward(dy[0], namespace_of(W[0]).matrix_transpose(W[0]), None)
 
 
-def _sums(dy: Array, x: Array, W: Array, *, wanted: Collection[str], dtype: Any) -> Array:
-    """[dW; db] of one block, as far as wanted, in a dtype in which many of them can be added up."""
-    if len(x) != len(dy):
+def _alike(x: list[Array], dy: Array) -> Array:
+    """A block of dy, which has as many rows as that of x."""
+    if len(x[0]) != len(dy):
         msg = (
-            f"a block of x has {len(x)} rows and that of dy {len(dy)}: the sizes were unknown until now. "
+            f"a block of x has {len(x[0])} rows and that of dy {len(dy)}: the sizes were unknown until now. "
             f"Compute dy from y block by block"
         )
         raise ValueError(msg)
+    return dy
+
+
+def _sums(dy: Array, x: Array | None = None, *, with_b: bool, dtype: Any) -> Array:
+    """[dW; db] of one block, as far as wanted, in a dtype in which many of them can be added up."""
     xp = namespace_of(dy)
-    dy, x, W = (xp.astype(array, dtype, copy=False) for array in (dy, x, W))
-    _, dW, db = kernel_of(dy, x, W).backward(dy, x, W, wanted)
-    return xp.concat([part for part in (dW, None if db is None else db[None, :]) if part is not None])[None, ...]
+    dy, x = (xp.astype(array, dtype, copy=False) for array in (dy, dy[:, :0] if x is None else x))
+    like_W = xp.broadcast_to(xp.zeros((1, 1), dtype=dtype), (x.shape[1], dy.shape[1]))  # without dx, its shape is all
+    _, dW, db = kernel_of(dy, x).backward(dy, x, like_W, ("W", "b") if with_b else ("W",))
+    return (xp.concat([dW, db[None, :]]) if with_b else dW)[None, ...]
 
 
 def _same(parts: Array, **_: Any) -> Array:
