@@ -228,6 +228,7 @@ def write_page(found: dict[str, Any]) -> str:
     ratio = statistics.median(a / b for a, b in zip(own["run"], plain["run"], strict=True))
     future = project(found)
     start, each_size = line_through(seconds)
+    many = max(found["wire"], key=lambda row: (row["chunks"], row["partial"], row["held"]))
     lines = [
         "# On a Dask cluster",
         "",
@@ -284,8 +285,9 @@ def write_page(found: dict[str, Any]) -> str:
         "## What goes over the wire, and what is held",
         "",
         "A backward over chunks of 16 rows. A partial sum is [dW; db] of one chunk, 4 (n + 1) m bytes. What is held is "
-        "the growth of a worker's peak memory, in partial sums, results and products in the making included: the tree "
-        "is walked depth first, so that it grows as the depth of the tree, the logarithm of the number of chunks.",
+        "the growth of a worker's peak memory, in partial sums; products in the making and what Dask itself holds are "
+        f"in it. The tree is walked depth first: of {many['chunks']:,} partial sums at most {many['held']:.0f} are "
+        "held.",
         "",
         "| n, m | partial sum | workers | chunks | sent between workers | partial sums sent a chunk | held at peak |",
         "|---|---|---|---|---|---|---|",
@@ -309,8 +311,8 @@ def write_page(found: dict[str, Any]) -> str:
         f"{FUTURE_WORKERS * future['rate'] / GiB:.0f} GiB a second. That is a step.",
         f"- *Scheduler.* It is one process. Chunks of {FUTURE_CHUNK // GiB} GiB are {future['chunks']:,.0f}, "
         f"{future['tasks']:,.0f} tasks and a graph of {future['graph'] / 2**20:,.0f} MiB, which keep it busy for "
-        f"{future['scheduler'] / 60:.0f} minutes. For it to take a tenth of the step, chunks would have to be of "
-        f"{future['tenth'] / GiB:.0f} GiB.",
+        f"{future['scheduler'] / 60:.0f} minutes: it is what limits. For it to take a tenth of the step, "
+        f"chunks would have to be of {future['tenth'] / GiB:.0f} GiB.",
         f"- *Wire.* The tree that adds up dW and db four at a time is {future['depth']} levels deep, and sends some "
         f"{future['sent'] / GiB:.1f} GiB between workers in a step, in partial sums of {future['partial'] / 2**10:.0f} "
         f"KiB. W and b go to all workers, {future['broadcast'] / 2**20:.0f} MiB in all.",

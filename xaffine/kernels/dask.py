@@ -52,22 +52,10 @@ def backward(
         dx = _blocks(_dx, "ik", dy, "ij", W.rechunk(-1), "kj", dtype=dy.dtype, meta=x._meta)
     elif "x" in wanted:
         dx = standard.backward_x(dy, W)
-    if sums := [name for name in wanted if name != "x"]:
-        n, with_b = (W.shape[0] if "W" in sums else 0), "b" in sums
-        features: Any = (x, "ik") if "W" in sums else ()
-        extents = (
-            {"adjust_chunks": {"i": 1, "k": n + with_b}}
-            if features
-            else {"adjust_chunks": {"i": 1}, "new_axes": {"k": 1}}
-        )
-        wide = np.dtype("float32") if is_half(dy.dtype) else dy.dtype
-        parts = _blocks(
-            partial(_sums, with_b=with_b, dtype=wide), "ikj", dy, "ij", *features,
-            dtype=wide, meta=x._meta[None, ...].astype(wide), **extents,
-        )  # fmt: skip
-        total = da.reduction(parts, _same, _add, axis=0, dtype=wide, concatenate=False, meta=x._meta.astype(wide))
-        total = total.astype(dy.dtype)
-        dW = total[:n] if features else None
+    if "W" in wanted or "b" in wanted:
+        n, with_b = (W.shape[0] if "W" in wanted else 0), "b" in wanted
+        total = _total(dy, x if "W" in wanted else None, n + with_b, with_b=with_b)
+        dW = total[:n] if "W" in wanted else None
         db = total[n] if with_b else None
     return dx, dW, db
 
@@ -75,10 +63,9 @@ def backward(
 _blocks: Callable[..., da.Array] = partial(da.blockwise, align_arrays=False)
 
 
-def _has_whole_rows(x: da.Array, *others: da.Array) -> bool:
+def _has_whole_rows(x: da.Array, W: da.Array, dy: da.Array | None = None) -> bool:
     """Whether a block has all features of its rows, and all extents are known but the number of rows."""
-    W, *dy = others
-    extents = (*x.shape[1:], *W.shape, *(extent for array in dy for extent in array.shape[1:]))
+    extents = (*x.shape[1:], *W.shape, *(() if dy is None else dy.shape[1:]))
     return x.numblocks[1] == 1 and not math.isnan(sum(extents))
 
 
@@ -93,6 +80,18 @@ def _chunked_as(x: da.Array, dy: da.Array) -> da.Array:
         )
         raise ValueError(msg)
     return _blocks(_alike, "ij", x[:, :0], "ik", dy, "ij", dtype=dy.dtype, meta=dy._meta)
+
+
+def _total(dy: da.Array, x: da.Array | None, rows: int, *, with_b: bool) -> da.Array:
+    """[dW; db], as far as wanted: that of each block, and a tree that adds them up."""
+    wide = np.dtype("float32") if is_half(dy.dtype) else dy.dtype
+    features: tuple[Any, ...] = () if x is None else (x, "ik")
+    parts = _blocks(
+        partial(_sums, with_b=with_b, dtype=wide), "ikj", dy, "ij", *features, new_axes=None if features else {"k": 1},
+        adjust_chunks={"i": 1, "k": rows}, dtype=wide, meta=dy._meta[None, ...].astype(wide),
+    )  # fmt: skip
+    total = da.reduction(parts, _same, _add, axis=0, dtype=wide, concatenate=False, meta=dy._meta.astype(wide))
+    return total.astype(dy.dtype)
 
 
 # An index that is summed over comes as a list of its blocks, of which there is one; Dask would join them in a copy.
