@@ -36,8 +36,9 @@ autodoc_preserve_defaults = True  # names of constants, not all that is in them
 autodoc_typehints = "none"  # the docstrings say more: shapes
 default_role = "autolink"  # `name` in a docstring is a link where it names an object, and else a parameter
 numpydoc_show_class_members = False
-# Not asked for: a summary beyond the first line, an example or a reference in every docstring, types and order of
-# parameters that are described together ("x, W, b: as in affine"), and what formulas and plurals look like to it.
+# Not asked for: a summary beyond the first line, a reference in every docstring, an example in those of properties and
+# data (test_repository.py asks for the others), types and order of parameters that are described together ("x, W, b: as
+# in affine"), and what formulas and plurals look like to it.
 numpydoc_validation_checks = {"all", "ES01", "EX01", "GL02", "PR03", "PR04", "SA01", "SS02", "SS05"}
 numpydoc_validation_exclude = {
     r"\.(Backend|Bounds|Exact|Gradients|KroneckerFactors|PerSampleGradients|SecondGradients)$",  # not made by users

@@ -93,3 +93,20 @@ def test_public_names_are_listed_and_documented(name: str) -> None:
     for public in getattr(module, "__all__", []):
         thing = getattr(module, public)
         assert thing.__doc__ or not callable(thing) or public in ("Make",)  # an alias has no docstring
+
+
+@pytest.mark.once
+def test_every_public_function_class_and_method_has_an_example() -> None:
+    internal = ("xaffine.command", "xaffine.kernels.", "xaffine.meshes", "xaffine.shapes", "xaffine.storage")
+    without = []
+    for module in map(importlib.import_module, ("xaffine", *(m for m in MODULES if not m.startswith(internal)))):
+        if module.__name__ in ("xaffine.testing.peers", "xaffine.testing.runner"):
+            continue  # the conformance page describes the former; what is public of the latter is in xaffine.testing
+        for name in getattr(module, "__all__", []):
+            thing = getattr(module, name)
+            if not getattr(thing, "__module__", "").startswith("xaffine"):
+                continue  # an alias, a constant
+            methods = [key for key, value in vars(thing).items() if callable(value)] if isinstance(thing, type) else []
+            parts = {name: thing} | {f"{name}.{key}": getattr(thing, key) for key in methods if not key.startswith("_")}
+            without += [key for key, part in parts.items() if callable(part) and ">>>" not in (part.__doc__ or "")]
+    assert without == []

@@ -54,6 +54,12 @@ class Backend:
         The name in this registry, such as ``"torch"``.
     install : str
         The command that installs the library.
+
+    Examples
+    --------
+    >>> backend = get("numpy")
+    >>> backend, backend.install, "float32" in backend.dtypes()
+    (<xaffine backend 'numpy'>, 'pip install numpy', True)
     """
 
     name: str
@@ -130,6 +136,11 @@ class Backend:
         -------
         list of str
             Half precision first.
+
+        Examples
+        --------
+        >>> get("numpy").dtypes()[-4:]
+        ['uint16', 'uint32', 'uint64', 'uint8']
         """
         numeric = self.xp.__array_namespace_info__().dtypes(kind="numeric", device=device)
         missing = {"bool", *self._inexact, *(self._not_on_gpus if is_gpu(device) else ())}
@@ -174,6 +185,11 @@ class Backend:
         -------
         array
             Of the same shape.
+
+        Examples
+        --------
+        >>> get("numpy").from_numpy(np.ones((2, 3))).shape
+        (2, 3)
         """
         return self.xp.asarray(self._from_numpy(array), device=device)
 
@@ -193,6 +209,11 @@ class Backend:
         -------
         array
             Of the same shape. The values are rounded on the host, the same for every library.
+
+        Examples
+        --------
+        >>> get("numpy").from_values(np.asarray([1.0, 2.0]), "float16").dtype.name
+        'float16'
         """
         host = values.astype("float32" if dtype == "bfloat16" else dtype)
         native = self.from_numpy(host, device=device)
@@ -212,6 +233,11 @@ class Backend:
             Of the same shape and dtype; it may share memory with the array and be read-only. The bfloat16 of
             torch becomes float32; that of other libraries is one of ml_dtypes. A DTensor of torch is gathered, which
             all its processes must do together.
+
+        Examples
+        --------
+        >>> get("numpy").to_numpy(np.ones(2)).tolist()
+        [1.0, 1.0]
         """
         return np.asarray(self._to_numpy(array))
 
@@ -222,6 +248,11 @@ class Backend:
         ----------
         array
             Of this library.
+
+        Examples
+        --------
+        >>> backend = get("numpy")
+        >>> backend.wait(backend.xp.ones(2))  # NumPy has computed it already
         """
         self._wait(array)
 
@@ -231,6 +262,10 @@ class Backend:
         JAX by default turns float64 into float32 and may round float32 products to fewer bits on accelerators, torch
         adds halves up in half precision there; TF32 may have been allowed. A comparison with rounding bounds needs none
         of it.
+
+        Examples
+        --------
+        >>> get("numpy").use_full_precision()  # NumPy does nothing else
         """
         self._full_precision(importlib.import_module(self._library))
 
@@ -238,6 +273,10 @@ class Backend:
         """Let the library round the factors of float32 products to TF32, in the whole process, on GPUs that have it.
 
         `use_full_precision` takes it back.
+
+        Examples
+        --------
+        >>> get("numpy").use_tf32()  # NumPy has no such thing
         """
         self._tf32(importlib.import_module(self._library))
 
@@ -468,6 +507,11 @@ def namespace_of(array: Array) -> ModuleType:
     ------
     TypeError
         It is no array of the standard: a list, a Python number, a NumPy scalar, a masked array, a matrix.
+
+    Examples
+    --------
+    >>> namespace_of(np.ones(2)).__name__
+    'array_api_compat.numpy'
     """
     key = (type(array), getattr(array, "dtype", None))
     xp = _NAMESPACES.get(key)
@@ -703,6 +747,11 @@ def device_of(array: Array) -> Any:
     JAX moves uncommitted arrays at will, traced arrays have no device yet, and an array sharded over several
     devices has a sharding in place of one: whether those go together, JAX knows and checks itself. A DTensor of torch
     has its mesh in place of one.
+
+    Examples
+    --------
+    >>> device_of(np.ones(2))
+    'cpu'
     """
     device = getattr(array, "device_mesh", None) or array_api_compat.device(array)
     if device is None or hasattr(device, "device_set") or not getattr(array, "committed", True):
@@ -722,6 +771,11 @@ def on_device_of(array: Array) -> AbstractContextManager[Any]:
     -------
     context manager
         One that does nothing for arrays of other libraries.
+
+    Examples
+    --------
+    >>> with on_device_of(np.ones(2)):  # of a CuPy array, its device
+    ...     y = np.ones(2) + 1
     """
     place: AbstractContextManager[Any] = array.device if array_api_compat.is_cupy_array(array) else nullcontext()
     return place
@@ -763,6 +817,12 @@ def overlap(first: Any, second: Any, *, same: bool = False) -> bool:
     -------
     bool
         False where a library hides its memory, unless both are one array.
+
+    Examples
+    --------
+    >>> x = np.zeros(6)
+    >>> overlap(x[::2], x[1::2]), overlap(x[::2], x[2:])
+    (False, True)
     """
     if not isinstance(first, np.ndarray) or not isinstance(second, np.ndarray):
         return first is second and not same
@@ -792,6 +852,11 @@ def is_recorded(array: Array) -> bool:
     -------
     bool
         False for arrays of other libraries.
+
+    Examples
+    --------
+    >>> is_recorded(np.ones(2))
+    False
     """
     if not array_api_compat.is_torch_array(array):
         return False
@@ -819,6 +884,12 @@ def memory_of(array: Array) -> Any:
     -------
     numpy.ndarray or array
         For addresses alone: the memory may be that of a GPU.
+
+    Examples
+    --------
+    >>> x = np.ones(2)
+    >>> memory_of(x) is x
+    True
     """
     if hasattr(array, "to_local"):  # a DTensor of torch lies where the part of this process does
         array = array.to_local()

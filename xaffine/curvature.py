@@ -35,6 +35,14 @@ class SecondGradients(NamedTuple):
     ----------
     dy, x, W : array or None
         With the shape and the dtype of dy, x and W.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x, W, dy = np.asarray([[1.0, 2.0]]), np.asarray([[3.0], [4.0]]), np.asarray([[5.0]])
+    >>> second = affine_double_backward((np.asarray([[1.0, 0.0]]), None, None), dy, x, W)
+    >>> second.dy.tolist(), second.W.tolist(), second.x
+    ([[3.0]], [[5.0], [0.0]], None)
     """
 
     dy: Array | None
@@ -184,6 +192,14 @@ class KroneckerFactors(NamedTuple):
         The second moment of what goes in.
     G : array, shape (m, m)
         The second moment of what comes back.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x, dy = np.asarray([[1.0], [3.0]]), np.asarray([[2.0], [0.0]])
+    >>> A, G = kronecker_factors(dy, x, np.ones((1, 1)))
+    >>> A.tolist(), G.tolist()
+    ([[5.0]], [[2.0]])
     """
 
     A: Array

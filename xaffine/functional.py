@@ -52,6 +52,14 @@ class Gradients(NamedTuple):
         ∂L/∂W, with the shape and the dtype of W.
     db : array or None
         ∂L/∂b, with the shape and the dtype of b; None without a bias.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xaffine import affine_backward
+    >>> gradients = affine_backward(np.ones((2, 1)), np.ones((2, 3)), np.ones((3, 1)))
+    >>> gradients.dW.tolist(), gradients.db
+    ([[2.0], [2.0], [2.0]], None)
     """
 
     dx: Array | None

@@ -29,6 +29,12 @@ def kaiming_uniform(rng: np.random.Generator, n: int, m: int) -> np.ndarray:
 
     K. He, X. Zhang, S. Ren, J. Sun, "Delving deep into rectifiers", ICCV 2015, (10). torch's ``nn.Linear`` draws from
     ±√(1 / n) instead, `lecun_uniform` divided by √3.
+
+    Examples
+    --------
+    >>> W = kaiming_uniform(np.random.default_rng(0), 6, 100)
+    >>> W.shape, bool(abs(W).max() <= 1)  # √(6 / 6)
+    ((6, 100), True)
     """
     return _uniform(rng, n, m, 2 / n)
 
@@ -37,6 +43,11 @@ def kaiming_normal(rng: np.random.Generator, n: int, m: int) -> np.ndarray:
     """Normal with variance 2 / n: keeps the variance from layer to layer under ReLU.
 
     K. He, X. Zhang, S. Ren, J. Sun, "Delving deep into rectifiers", ICCV 2015, (10).
+
+    Examples
+    --------
+    >>> kaiming_normal(np.random.default_rng(0), 3, 2).shape
+    (3, 2)
     """
     return _normal(rng, n, m, 2 / n)
 
@@ -46,6 +57,12 @@ def xavier_uniform(rng: np.random.Generator, n: int, m: int) -> np.ndarray:
 
     X. Glorot, Y. Bengio, "Understanding the difficulty of training deep feedforward neural networks", AISTATS 2010,
     (16).
+
+    Examples
+    --------
+    >>> W = xavier_uniform(np.random.default_rng(0), 50, 4)
+    >>> W.shape, bool(abs(W).max() <= (6 / 54) ** 0.5)
+    ((50, 4), True)
     """
     return _uniform(rng, n, m, 2 / (n + m))
 
@@ -55,6 +72,11 @@ def xavier_normal(rng: np.random.Generator, n: int, m: int) -> np.ndarray:
 
     X. Glorot, Y. Bengio, "Understanding the difficulty of training deep feedforward neural networks", AISTATS 2010,
     (12).
+
+    Examples
+    --------
+    >>> xavier_normal(np.random.default_rng(0), 3, 2).shape
+    (3, 2)
     """
     return _normal(rng, n, m, 2 / (n + m))
 
@@ -63,6 +85,12 @@ def lecun_uniform(rng: np.random.Generator, n: int, m: int) -> np.ndarray:
     """Uniform in ±√(3 / n), a variance of 1 / n: keeps the variance of y for a linear layer.
 
     Y. LeCun, L. Bottou, G. B. Orr, K.-R. Müller, "Efficient backprop", 1998, (16).
+
+    Examples
+    --------
+    >>> W = lecun_uniform(np.random.default_rng(0), 3, 100)
+    >>> W.shape, bool(abs(W).max() <= 1)  # √(3 / 3)
+    ((3, 100), True)
     """
     return _uniform(rng, n, m, 1 / n)
 
@@ -71,6 +99,11 @@ def lecun_normal(rng: np.random.Generator, n: int, m: int) -> np.ndarray:
     """Normal with variance 1 / n: keeps the variance of y for a linear layer.
 
     Y. LeCun, L. Bottou, G. B. Orr, K.-R. Müller, "Efficient backprop", 1998, (16).
+
+    Examples
+    --------
+    >>> lecun_normal(np.random.default_rng(0), 3, 2).shape
+    (3, 2)
     """
     return _normal(rng, n, m, 1 / n)
 
@@ -79,6 +112,11 @@ def zeros(_: np.random.Generator, n: int, m: int) -> np.ndarray:
     """Zeros: y = b. For the last layer of a residual branch, say; two layers of zeros in a row do not learn.
 
     H. Zhang, Y. N. Dauphin, T. Ma, "Fixup initialization", ICLR 2019.
+
+    Examples
+    --------
+    >>> zeros(np.random.default_rng(0), 1, 2).tolist()
+    [[0.0, 0.0]]
     """
     return np.zeros((n, m))
 

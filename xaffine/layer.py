@@ -115,6 +115,13 @@ class AffineLayer:
         ------
         TypeError, ValueError
             As `xaffine.affine`; the layer is then as it was.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> layer = AffineLayer.random(6, 4, seed=0)
+        >>> layer.forward(np.ones((5, 2, 3), "float32")).shape
+        (5, 4)
         """
         y, self._vjp = affine_vjp(x, self.W, self.b, n_batch_axes=self.n_batch_axes, out=out)
         return y
@@ -159,6 +166,16 @@ class AffineLayer:
         -----
         Sums of half-precision gradients are kept in float32 beside dW and db, which are rounded from them each time. A
         dW that was assigned anew starts a new sum; what is written into one is not seen.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> layer = AffineLayer(np.asarray([[1.0], [2.0]]), np.asarray([3.0]))
+        >>> for part in np.asarray([[[1.0, 0.0]], [[0.0, 1.0]]]):
+        ...     y = layer(part)
+        ...     dx = layer.backward(y, accumulate=True)
+        >>> layer.dW.tolist(), layer.db.tolist()
+        ([[4.0], [5.0]], [9.0])
         """
         if self._vjp is None:
             msg = "backward needs a forward before it: call layer.forward(x) first"
@@ -316,6 +333,16 @@ class AffineLayer:
             The file cannot be written; one that was there is as it was.
         TypeError
             A dtype that the format lacks: complex128.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> layer = AffineLayer.random(3, 2, seed=0)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     layer.save(f"{folder}/layer.safetensors")
+        ...     again = AffineLayer.load(f"{folder}/layer.safetensors")
+        >>> bool((again.W == layer.W).all())
+        True
         """
         from xaffine import storage  # hashes and JSON, whose import takes as long as all the rest
 
@@ -342,6 +369,14 @@ class AffineLayer:
             The file cannot be read.
         ValueError
             It is not what was saved: truncated, changed, another format; or a dtype that the backend lacks.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     AffineLayer.random(3, 2, n_batch_axes=-1).save(f"{folder}/layer.safetensors")
+        ...     AffineLayer.load(f"{folder}/layer.safetensors")
+        <AffineLayer, n_batch_axes=-1: W is float32 (3, 2) (numpy on cpu); b is float32 (2,) (numpy on cpu)>
         """
         from xaffine import storage  # likewise
 
@@ -373,6 +408,18 @@ class AffineLayer:
         -----
         A ``torch.nn.Linear`` in memory needs no file: ``AffineLayer(linear.weight.detach().mT, linear.bias.detach())``
         shares its weights.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> import numpy as np
+        >>> from safetensors.numpy import save_file
+        >>> weights = {"fc.weight": np.asarray([[1.0, 2.0]]), "fc.bias": np.asarray([3.0])}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_file(weights, f"{folder}/model.safetensors")
+        ...     layer = AffineLayer.load_linear(f"{folder}/model.safetensors", "fc.")
+        >>> layer.W.tolist(), layer.b.tolist()
+        ([[1.0], [2.0]], [3.0])
         """
         from xaffine import storage  # likewise
 

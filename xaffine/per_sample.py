@@ -40,6 +40,13 @@ class PerSampleGradients(NamedTuple):
         In the dtype of W.
     db : array, shape (N, m), or None
         In the dtype of b; None without a bias.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> each = per_sample_gradients(np.asarray([[1.0], [2.0]]), np.ones((2, 3)), np.ones((3, 1)))
+    >>> each.dW.shape, each.dW[1].tolist(), each.db
+    ((2, 3, 1), [[2.0], [2.0], [2.0]], None)
     """
 
     dW: Array

@@ -39,7 +39,14 @@ _KERNELS: dict[type, ModuleType] = {}
 
 
 def kernel_of(*arrays: Array) -> ModuleType:
-    """The kernel for arrays of these very types; subclasses, alone or among others, take the standard one."""
+    """The kernel for arrays of these very types; subclasses, alone or among others, take the standard one.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> kernel_of(np.ones(2)).__name__, kernel_of(np.ones(2).view(np.matrix)).__name__
+    ('xaffine.kernels.numpy', 'xaffine.kernels.standard')
+    """
     kernels = {_kernel_of_type(type(array)) for array in arrays}
     return kernels.pop() if len(kernels) == 1 else _kernel_of_type(object)
 
@@ -53,7 +60,14 @@ def _kernel_of_type(kind: type) -> ModuleType:
 
 
 def compiler_for(kind: type) -> Callable[..., Any] | None:
-    """What compiles functions of arrays of this very type: ``jax.jit``; None for other libraries and for tracers."""
+    """What compiles functions of arrays of this very type: ``jax.jit``; None for other libraries and for tracers.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> print(compiler_for(np.ndarray))
+    None
+    """
     if _origin(kind) in {("jax", "ArrayImpl"), ("jaxlib", "ArrayImpl")}:
         return importlib.import_module("jax").jit  # type: ignore[no-any-return]
     return None

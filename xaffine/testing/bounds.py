@@ -237,6 +237,11 @@ class Summation:
         -------
         int
             The k of γ_k.
+
+        Examples
+        --------
+        >>> Summation().roundings(64), Summation(block=8).roundings(64)
+        (64, 15)
         """
         if self.block is None or terms <= self.block:
             return terms
@@ -256,6 +261,12 @@ class Summation:
         -------
         Summation
             Itself, or one without such a format.
+
+        Examples
+        --------
+        >>> tf32 = Summation(factors="tf32", cuts=True)
+        >>> tf32.of("y", "float32").factors, tf32.of("db", "float32").factors
+        ('tf32', None)
         """
         if self.factors is None or (name != "db" and dtype in _NARROWED):
             return self
@@ -355,6 +366,12 @@ class Bounds(NamedTuple):
     y, dx, dW, db : numpy.ndarray or None
         In float64 and the shape of the result. Complex results have complex bounds: the real part bounds the error of
         the real part, the imaginary part that of the imaginary part.
+
+    Examples
+    --------
+    >>> bounds = affine_bounds(np.ones((2, 3), "float32"), np.ones((3, 4), "float32"), dtype="float32")
+    >>> bounds.y.shape, bounds.dx
+    ((2, 4), None)
     """
 
     y: np.ndarray

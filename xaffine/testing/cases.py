@@ -44,6 +44,12 @@ class Operand:
         The name of the dtype, such as ``"bfloat16"``.
     layout : str
         One of `LAYOUTS` or ``"broadcast"``. A library that has no such memory keeps the values.
+
+    Examples
+    --------
+    >>> from xaffine.backends import get
+    >>> Operand(np.asarray([[1.0, 2.0]]), "float64", "strided").on(get("numpy")).strides
+    (32, 16)
     """
 
     values: np.ndarray
@@ -64,6 +70,12 @@ class Operand:
         -------
         array
             With memory of its own.
+
+        Examples
+        --------
+        >>> from xaffine.backends import get
+        >>> Operand(np.ones(2), "float32", "read-only").on(get("numpy")).flags.writeable
+        False
         """
         xp, values = backend.xp, self.values
 
@@ -104,6 +116,12 @@ class Exact(NamedTuple):
         As in `xaffine.testing.bounds.rounding_bound`.
     cuts, factors
         As in `xaffine.testing.bounds.Summation`.
+
+    Examples
+    --------
+    >>> exact = make_case((2,), 1, seed=0, bias=False).exact()["y"]  # 2 · 0 + 1 · (-1)
+    >>> exact.value.tolist(), exact.k
+    ([-1.0], 2)
     """
 
     stages: list[Parts]
@@ -131,6 +149,12 @@ class Exact(NamedTuple):
         -------
         Fraction or float
             A float where it is infinite.
+
+        Examples
+        --------
+        >>> exact = make_case((2,), 1, seed=0, bias=False).exact()["y"]
+        >>> 0 < exact.bound(0, 0) < 2**-22
+        True
         """
         unit = Fraction(1, 2**self.scale)
         size, bias, *stages = (
@@ -172,6 +196,12 @@ class Case:
     summation : Summation or None
         What the bounds assume of the implementation; None for `xaffine.testing.bounds.usual_summation` of the common
         dtype.
+
+    Examples
+    --------
+    >>> case = make_case((5, 2, 3), 4, seed=0)
+    >>> case.batch, case.N, case.W.values.shape, case.y_dtype
+    ((5,), 5, (6, 4), 'float32')
     """
 
     x: Operand
@@ -213,6 +243,12 @@ class Case:
         -------
         Case
             A new one.
+
+        Examples
+        --------
+        >>> case = make_case((2,), 1, seed=0, bias=False)
+        >>> case.replace_values(W=np.ones((2, 1), "float32")).exact()["y"].value.tolist()
+        [3.0]
         """
         operands = {name: replace(getattr(self, name), values=v, layout="C") for name, v in values.items()}
         return replace(self, **operands)
@@ -246,6 +282,12 @@ class Case:
         -------
         dict of Exact
             By the names of the results.
+
+        Examples
+        --------
+        >>> exact = make_case((2,), 1, seed=0, bias=False).exact()
+        >>> {name: result.value.tolist() for name, result in exact.items()}
+        {'y': [-1.0], 'dx': [0.0, 1.0], 'dW': [[-2.0], [-1.0]]}
         """
         n, m = self.W.values.shape
         N, wide = self.N, _common_dtype(self.x, self.W, self.b, self.dy)
@@ -306,6 +348,12 @@ def worst_error(computed: np.ndarray, exact: Exact) -> tuple[float, tuple[int, .
     -----
     0 stands for an exact result, above 1 for a wrong one. An error where the bound is 0, and a NaN or infinity, count
     as infinite.
+
+    Examples
+    --------
+    >>> exact = make_case((2,), 1, seed=0, bias=False).exact()["y"]
+    >>> worst_error(np.asarray([-1.0]), exact), worst_error(np.asarray([-1.5]), exact)[0] > 1
+    ((0.0, (0,)), True)
     """
     worst, where = 0.0, 0
     parts = [computed.real, computed.imag] if np.iscomplexobj(computed) else [computed]

@@ -284,12 +284,30 @@ def _difference(name: str, got: np.ndarray, expected: np.ndarray, where: tuple[i
 
 
 def forward_is_exact(make: Make, case: Case, backend: Backend, device: Any = None) -> float:
-    """On small integers y is x W + b exactly."""
+    """On small integers y is x W + b exactly.
+
+    Examples
+    --------
+    >>> from xaffine import AffineLayer
+    >>> from xaffine.backends import get
+    >>> from xaffine.testing import make_case
+    >>> forward_is_exact(AffineLayer, make_case((4, 3), 2, seed=0), get("numpy"))
+    0.0
+    """
     return _require_within(_run_forward(make, case, backend, device), case.exact(), "y", 0)
 
 
 def backward_is_exact(make: Make, case: Case, backend: Backend, device: Any = None) -> float:
-    """On small integers dx is dy Wᵀ, dW is xᵀ dy and db is the sum of dy over the batch, exactly."""
+    """On small integers dx is dy Wᵀ, dW is xᵀ dy and db is the sum of dy over the batch, exactly.
+
+    Examples
+    --------
+    >>> from xaffine import AffineLayer
+    >>> from xaffine.backends import get
+    >>> from xaffine.testing import make_case
+    >>> backward_is_exact(AffineLayer, make_case((4, 3), 2, seed=0), get("numpy"))
+    0.0
+    """
     return _require_within(_run(make, case, backend, device), case.exact(), "dx dW db", 0)
 
 
@@ -297,12 +315,30 @@ def backward_is_exact(make: Make, case: Case, backend: Backend, device: Any = No
 
 
 def forward_is_within_bound(make: Make, case: Case, backend: Backend, device: Any = None) -> float:
-    """On random floats the error of y is within its rounding bound."""
+    """On random floats the error of y is within its rounding bound.
+
+    Examples
+    --------
+    >>> from xaffine import AffineLayer
+    >>> from xaffine.backends import get
+    >>> from xaffine.testing import make_case
+    >>> forward_is_within_bound(AffineLayer, make_case((4, 3), 2, seed=0, values="floats"), get("numpy")) <= 1
+    True
+    """
     return _require_within(_run_forward(make, case, backend, device), case.exact(), "y", 1)
 
 
 def backward_is_within_bounds(make: Make, case: Case, backend: Backend, device: Any = None) -> float:
-    """On random floats the errors of dx, dW and db are within their rounding bounds."""
+    """On random floats the errors of dx, dW and db are within their rounding bounds.
+
+    Examples
+    --------
+    >>> from xaffine import AffineLayer
+    >>> from xaffine.backends import get
+    >>> from xaffine.testing import make_case
+    >>> backward_is_within_bounds(AffineLayer, make_case((4, 3), 2, seed=0, values="floats"), get("numpy")) <= 1
+    True
+    """
     return _require_within(_run(make, case, backend, device), case.exact(), "dx dW db", 1)
 
 
@@ -310,7 +346,16 @@ def backward_is_within_bounds(make: Make, case: Case, backend: Backend, device: 
 
 
 def differences_are_adjoint_to_gradients(make: Make, case: Case, backend: Backend, device: Any = None) -> float:
-    """⟨f(p + v) − f(p), dy⟩ is ⟨v, gradient⟩ for a step v in x, in W or in b alone: f is affine in each."""
+    """⟨f(p + v) − f(p), dy⟩ is ⟨v, gradient⟩ for a step v in x, in W or in b alone: f is affine in each.
+
+    Examples
+    --------
+    >>> from xaffine import AffineLayer
+    >>> from xaffine.backends import get
+    >>> from xaffine.testing import make_case
+    >>> differences_are_adjoint_to_gradients(AffineLayer, make_case((4, 3), 2, seed=0), get("numpy"))
+    0.0
+    """
     rng = np.random.default_rng(case.seed + 1)
     base = _run(make, case, backend, device)
     steps = {"x": case.x, "W": case.W} | ({} if case.b is None else {"b": case.b})
@@ -324,7 +369,16 @@ def differences_are_adjoint_to_gradients(make: Make, case: Case, backend: Backen
 
 
 def backward_is_linear(make: Make, case: Case, backend: Backend, device: Any = None) -> float:
-    """The gradients at dy + g are those at dy plus those at g."""
+    """The gradients at dy + g are those at dy plus those at g.
+
+    Examples
+    --------
+    >>> from xaffine import AffineLayer
+    >>> from xaffine.backends import get
+    >>> from xaffine.testing import make_case
+    >>> backward_is_linear(AffineLayer, make_case((4, 3), 2, seed=0), get("numpy"))
+    0.0
+    """
     rng = np.random.default_rng(case.seed + 2)
     dy = case.dy.values
     g = rng.integers(0, 2, dy.shape).astype(dy.dtype)
@@ -337,7 +391,16 @@ def backward_is_linear(make: Make, case: Case, backend: Backend, device: Any = N
 
 
 def batch_is_the_sum_of_its_parts(make: Make, case: Case, backend: Backend, device: Any = None) -> float:
-    """Cut the batch in two: y and dx are those of the parts in a row, dW and db are sums of theirs."""
+    """Cut the batch in two: y and dx are those of the parts in a row, dW and db are sums of theirs.
+
+    Examples
+    --------
+    >>> from xaffine import AffineLayer
+    >>> from xaffine.backends import get
+    >>> from xaffine.testing import make_case
+    >>> batch_is_the_sum_of_its_parts(AffineLayer, make_case((4, 3), 2, seed=0), get("numpy"))
+    0.0
+    """
     if not case.batch or case.batch[0] < 2:
         return 0.0
     cut = int(np.random.default_rng(case.seed + 3).integers(1, case.batch[0]))
@@ -351,7 +414,16 @@ def batch_is_the_sum_of_its_parts(make: Make, case: Case, backend: Backend, devi
 
 
 def permuted_rows_permute_results(make: Make, case: Case, backend: Backend, device: Any = None) -> float:
-    """A permutation of the batch permutes y and dx and leaves dW and db."""
+    """A permutation of the batch permutes y and dx and leaves dW and db.
+
+    Examples
+    --------
+    >>> from xaffine import AffineLayer
+    >>> from xaffine.backends import get
+    >>> from xaffine.testing import make_case
+    >>> permuted_rows_permute_results(AffineLayer, make_case((4, 3), 2, seed=0), get("numpy"))
+    0.0
+    """
     if not case.batch:
         return 0.0
     order = np.random.default_rng(case.seed + 4).permutation(case.batch[0])
@@ -377,7 +449,16 @@ def _inner(a: np.ndarray, b: np.ndarray) -> Any:
 
 
 def results_match_their_primals(make: Make, case: Case, backend: Backend, device: Any = None) -> float:
-    """Gradients have the shape and dtype of their primals, y its own; all are of the library and device of x."""
+    """Gradients have the shape and dtype of their primals, y its own; all are of the library and device of x.
+
+    Examples
+    --------
+    >>> from xaffine import AffineLayer
+    >>> from xaffine.backends import get
+    >>> from xaffine.testing import make_case
+    >>> results_match_their_primals(AffineLayer, make_case((4, 3), 2, seed=0), get("numpy"))
+    0.0
+    """
     trial = _Trial(make, case, backend, device)
     x = trial.inputs["x"]
     owed = {"y": case.y_dtype} | {f"d{name}": getattr(case, name).dtype for name in trial.inputs}
@@ -395,7 +476,16 @@ def results_match_their_primals(make: Make, case: Case, backend: Backend, device
 
 
 def inputs_are_left_alone(make: Make, case: Case, backend: Backend, device: Any = None) -> float:
-    """Forward and backward write to none of x, W, b and dy."""
+    """Forward and backward write to none of x, W, b and dy.
+
+    Examples
+    --------
+    >>> from xaffine import AffineLayer
+    >>> from xaffine.backends import get
+    >>> from xaffine.testing import make_case
+    >>> inputs_are_left_alone(AffineLayer, make_case((4, 3), 2, seed=0), get("numpy"))
+    0.0
+    """
     trial = _Trial(make, case, backend, device)
     trial.results()
     for name, array in trial.in_numpy(trial.inputs).items():
@@ -404,7 +494,16 @@ def inputs_are_left_alone(make: Make, case: Case, backend: Backend, device: Any 
 
 
 def results_are_fresh(make: Make, case: Case, backend: Backend, device: Any = None) -> float:
-    """Results share no memory: neither later calls nor writes to the inputs change them; the same call repeats them."""
+    """Results share no memory: neither later calls nor writes to the inputs change them; the same call repeats them.
+
+    Examples
+    --------
+    >>> from xaffine import AffineLayer
+    >>> from xaffine.backends import get
+    >>> from xaffine.testing import make_case
+    >>> results_are_fresh(AffineLayer, make_case((4, 3), 2, seed=0), get("numpy"))
+    0.0
+    """
     trial = _Trial(make, case, backend, device)
     first = trial.results()
     before = {name: array.copy() for name, array in trial.in_numpy(first).items()}
@@ -429,7 +528,16 @@ def _is_writable_now(array: Array) -> bool:
 
 
 def backward_belongs_to_latest_forward(make: Make, case: Case, backend: Backend, device: Any = None) -> float:
-    """After two forwards the gradients are those of the second; after two backwards, those of one."""
+    """After two forwards the gradients are those of the second; after two backwards, those of one.
+
+    Examples
+    --------
+    >>> from xaffine import AffineLayer
+    >>> from xaffine.backends import get
+    >>> from xaffine.testing import make_case
+    >>> backward_belongs_to_latest_forward(AffineLayer, make_case((4, 3), 2, seed=0), get("numpy"))
+    0.0
+    """
     trial = _Trial(make, case, backend, device)
     trial.forward(backend.xp.zeros_like(trial.inputs["x"]))
     trial.results()
@@ -437,7 +545,16 @@ def backward_belongs_to_latest_forward(make: Make, case: Case, backend: Backend,
 
 
 def rejected_dy_changes_nothing(make: Make, case: Case, backend: Backend, device: Any = None) -> float:
-    """A dy of a wrong shape raises, and the gradients and the next right backward are as if it had not come."""
+    """A dy of a wrong shape raises, and the gradients and the next right backward are as if it had not come.
+
+    Examples
+    --------
+    >>> from xaffine import AffineLayer
+    >>> from xaffine.backends import get
+    >>> from xaffine.testing import make_case
+    >>> rejected_dy_changes_nothing(AffineLayer, make_case((4, 3), 2, seed=0), get("numpy"))
+    0.0
+    """
     trial = _Trial(make, case, backend, device)
     trial.results()
     *batch, m = case.dy.values.shape
@@ -450,7 +567,16 @@ def rejected_dy_changes_nothing(make: Make, case: Case, backend: Backend, device
 
 
 def rejected_x_changes_nothing(make: Make, case: Case, backend: Backend, device: Any = None) -> float:
-    """An x with too many features raises, and the gradients and the backward are still those of the forward before."""
+    """An x with too many features raises, and the gradients and the backward are still those of the forward before.
+
+    Examples
+    --------
+    >>> from xaffine import AffineLayer
+    >>> from xaffine.backends import get
+    >>> from xaffine.testing import make_case
+    >>> rejected_x_changes_nothing(AffineLayer, make_case((4, 3), 2, seed=0), get("numpy"))
+    0.0
+    """
     *before, last = case.x.values.shape
     features = case.x.values.shape[len(case.batch) :]
     if not features or 0 in features[:-1]:
@@ -485,6 +611,14 @@ def kernels_agree(first: Any, second: Any, case: Case, backend: Backend, device:
     ------
     AssertionError
         They differ, with the case.
+
+    Examples
+    --------
+    >>> from xaffine.backends import get
+    >>> from xaffine.kernels import numpy, standard
+    >>> from xaffine.testing import make_case
+    >>> kernels_agree(numpy, standard, make_case((4, 3), 2, seed=0), get("numpy"))
+    0.0
     """
     operands = {"dy": case.dy, "x": case.x, "W": case.W} | ({} if case.b is None else {"b": case.b})
     arrays = {name: operand.on(backend, device) for name, operand in operands.items()}
@@ -521,6 +655,11 @@ class Property:
         What values its cases hold.
     check : callable
         ``check(make, case, backend, device=None)``.
+
+    Examples
+    --------
+    >>> PROPERTIES[0].name, PROPERTIES[0].tier
+    ('forward_is_exact', 'exact')
     """
 
     tier: str
@@ -535,7 +674,7 @@ class Property:
     @property
     def sentence(self) -> str:
         """What the property says."""
-        return (self.check.__doc__ or "").strip()
+        return (self.check.__doc__ or "").strip().partition("\n\n")[0]
 
 
 PROPERTIES = (

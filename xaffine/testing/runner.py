@@ -45,6 +45,16 @@ class PropertyError(AssertionError):
         The smallest case found.
     code : str
         Python that runs the check on that case.
+
+    Examples
+    --------
+    >>> from xaffine.testing import check_affine, from_functions
+    >>> wrong = from_functions(lambda x, W, b: x @ W, lambda dy, x, W, b: (dy @ W.T, x.T @ dy, dy.sum(0)))
+    >>> try:
+    ...     check_affine(wrong, seed=0, max_examples=20)
+    ... except PropertyError as error:
+    ...     print(error.case)
+    make_case((1, 0), 1, seed=0)
     """
 
     def __init__(self, part: Part, reason: str, case: Case, code: str) -> None:
@@ -100,6 +110,13 @@ class Result:
         The case that reached it; None where all results were exact.
     failure : PropertyError or None
         None where the property holds.
+
+    Examples
+    --------
+    >>> from xaffine import AffineLayer
+    >>> result = check_affine(AffineLayer, seed=0, max_examples=5).results[0]
+    >>> result.part.label, result.failure, result.worst_error
+    ('forward_is_exact', None, 0.0)
     """
 
     part: Part
@@ -115,6 +132,13 @@ class Result:
         -------
         dict
             Of texts, numbers and None.
+
+        Examples
+        --------
+        >>> from xaffine import AffineLayer
+        >>> result = check_affine(AffineLayer, seed=0, max_examples=5).results[0]
+        >>> result.to_dict()["holds"]
+        True
         """
         return {
             **self.part.facts,
@@ -143,6 +167,13 @@ class Report:
         What the implementation declares that it does not do, which was not tested.
     results : tuple of Result
         One for each property.
+
+    Examples
+    --------
+    >>> from xaffine import AffineLayer
+    >>> report = check_affine(AffineLayer, seed=0, max_examples=5)
+    >>> report.backend, report.dtypes, len(report.results), report.gaps
+    ('numpy', ('float32',), 14, ())
     """
 
     backend: str
@@ -448,6 +479,10 @@ def property_tests(make: Make, **options: Any) -> Callable[..., None]:
         from xaffine.testing import property_tests
         test_layer = property_tests(MyLayer, dtype="float64")
         test_layer_on_torch = property_tests(MyTorchLayer, xp="torch")
+
+    >>> from xaffine import AffineLayer
+    >>> test_layer = property_tests(AffineLayer, max_examples=5)
+    >>> test_layer(PROPERTIES[0])  # as pytest calls it, with each of them
     """
     import pytest
 
