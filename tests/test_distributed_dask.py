@@ -60,10 +60,10 @@ def chunked(case: Any, rows: int) -> tuple[da.Array, ...]:
     )
 
 
-def assert_exact(client: Client, case: Any, gradients: Any) -> None:
-    computed = client.gather(client.compute(list(gradients)))
+def assert_exact(client: Client, case: Any, futures: Any) -> None:
+    computed = client.gather(futures)
     expected = affine_backward(*(o.values for o in (case.dy, case.x, case.W, case.b)))
-    for name, own, exact in zip(gradients._fields, computed, expected, strict=True):
+    for name, own, exact in zip(expected._fields, computed, expected, strict=True):
         assert np.array_equal(own, exact), name
 
 
@@ -118,11 +118,20 @@ def wait_to_be_restarted(flag: Path) -> None:
     time.sleep(SECONDS)
 
 
-def backward_with(fault: Any, flag: Path, rows: int = 5) -> tuple[Any, Any]:
+def wait_for(flag: Path) -> str:
+    """What stands in a file, once something does."""
+    deadline = time.monotonic() + SECONDS
+    while not (flag.exists() and flag.read_text()):
+        assert time.monotonic() < deadline, "the fault did not come"
+        time.sleep(0.05)
+    return flag.read_text()
+
+
+def backward_with(fault: Any, flag: Path) -> tuple[Any, Any]:
     """An exact case whose backward has a fault at one of 20 blocks of dy."""
     case = make_case((100, 6), 4, seed=3)
     case.dy.values[50] = 7
-    dy, x, W, b = chunked(case, rows)
+    dy, x, W, b = chunked(case, 5)
     dy = dy.map_blocks(falter, flag, fault, dtype=dy.dtype, meta=dy._meta)
     return case, affine_vjp(x, W, b)[1](dy)
 
@@ -131,7 +140,7 @@ def backward_with(fault: Any, flag: Path, rows: int = 5) -> tuple[Any, Any]:
 def test_a_worker_lost_in_a_backward_changes_nothing(client: Client, tmp_path: Path, fault: Any) -> None:
     before = set(client.run(os.getpid).values())
     case, gradients = backward_with(fault, tmp_path / "flag")
-    assert_exact(client, case, gradients)
+    assert_exact(client, case, client.compute(list(gradients)))
     assert (tmp_path / "flag").exists()
     client.wait_for_workers(2, timeout=SECONDS)
     assert len(before & set(client.run(os.getpid).values())) == 1  # the other one is new
@@ -142,13 +151,8 @@ def test_a_worker_restarted_in_a_backward_changes_nothing(client: Client, tmp_pa
     case, gradients = backward_with(wait_to_be_restarted, flag)
     futures = client.compute(list(gradients))
     workers = {pid: address for address, pid in client.run(os.getpid).items()}
-    deadline = time.monotonic() + SECONDS
-    while not (flag.exists() and flag.read_text()) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    client.restart_workers([workers[int(flag.read_text())]], timeout=SECONDS)
-    expected = affine_backward(*(o.values for o in (case.dy, case.x, case.W, case.b)))
-    for own, exact in zip(client.gather(futures), expected, strict=True):
-        assert np.array_equal(own, exact)
+    client.restart_workers([workers[int(wait_for(flag))]], timeout=SECONDS)
+    assert_exact(client, case, futures)
 
 
 def die_always(block: np.ndarray) -> np.ndarray:
@@ -170,9 +174,7 @@ def test_no_worker_left_is_an_error(client: Client, tmp_path: Path) -> None:
     flag = tmp_path / "flag"
     _, gradients = backward_with(wait_to_be_restarted, flag)
     futures = client.compute(list(gradients))
-    deadline = time.monotonic() + SECONDS
-    while not flag.exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_for(flag)
     client.cluster.scale(0)
     with pytest.raises(NoWorkerError, match="without any running workers"):
         client.gather(futures)

@@ -58,6 +58,13 @@ def test_committed_page_is_that_of_the_committed_figures(path: str, data: str) -
     assert (folder / "README.md").read_text(encoding="utf-8") == script(path).write_page(found)
 
 
+def test_committed_figures_do_not_say_where_a_machine_keeps_things() -> None:
+    files = [path for folder in ("benchmarks", "conformance") for path in (DOCS / folder).glob("*.json")]
+    assert files
+    for path in files:
+        assert not re.search(r"(^|[\s\"'n])/\w+/", path.read_text(encoding="utf-8")), path
+
+
 def test_code_that_no_build_runs_is_accounted_for() -> None:
     assert [(page, block.partition("\n")[0]) for page, block in BLOCKS] == list(WITHOUT_CELL)
 

@@ -155,8 +155,7 @@ def write_page(found: dict[str, Any]) -> str:
         f"{found['rounds']} interleaved rounds. GPUs have [a page of their own](gpu.md).",
         "",
         "![Time of forward and backward over that of the bare products, against N n m, for each implementation on "
-        "NumPy, torch and JAX. All come near 1 for large sizes; for small ones the layer is among the lowest]"
-        "(cpu.svg)",
+        "NumPy, torch and JAX: the figures of the tables below](cpu.svg)",
         "",
         "## What is to be reached",
         "",
