@@ -11,19 +11,19 @@ Without a batch axis the whole x is the one sample.
 from __future__ import annotations
 
 import math
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import array_api_compat
 
 from xaffine.backends import Array, device_of, is_half, is_of_kind, namespace_of, on_device_of
 from xaffine.functional import Gradients
-from xaffine.kernels import standard
+from xaffine.kernels import compiler_for, kernel_of, standard
 from xaffine.meshes import automatic, split_of
 from xaffine.shapes import Operands, cast, check, check_cotangent, describe, flatten, reshape
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from types import ModuleType
 
 __all__ = ["PerSampleGradients", "clipped_gradients", "per_sample_gradient_norms", "per_sample_gradients"]
@@ -142,11 +142,7 @@ def per_sample_gradient_norms(
     if (call := automatic(dy=dy, x=x, W=W, b=b)) is not None:
         rows = split_of(x)[:1] if operands.n_batch_axes else ()
         return call(partial(per_sample_gradient_norms, n_batch_axes=n_batch_axes), rows)
-    xp = namespace_of(x)
-    with on_device_of(x):
-        norms = [_norms(xp, samples, gradients, bias=b is not None) for samples, gradients in _blocks(xp, operands, dy)]
-        together = norms[0] if len(norms) == 1 else xp.concat(norms)
-        return together if operands.n_batch_axes else reshape(xp, together, ())
+    return _compiled(_norms_of, dy, x, W, b)(dy, x, W, b, n_batch_axes)
 
 
 def clipped_gradients(
@@ -203,19 +199,60 @@ def clipped_gradients(
             partial(clipped_gradients, max_norm=max_norm, n_batch_axes=n_batch_axes),
             Gradients(None, split_of(W), None if b is None else split_of(b)),
         )
-    xp = namespace_of(x)
+    gradients: Gradients = _compiled(_clipped_sums, dy, x, W, b)(dy, x, W, b, n_batch_axes, float(max_norm))
+    return gradients
+
+
+def _compiled(function: Callable[..., Any], *operands: Array | None) -> Callable[..., Any]:
+    """That function; compiled where the library of the operands compiles, which saves it a hundred small steps."""
+    kinds = {type(operand) for operand in operands if operand is not None}
+    compiler = compiler_for(kinds.pop()) if len(kinds) == 1 else None
+    return function if compiler is None else _compile(compiler, function)
+
+
+@cache
+def _compile(compiler: Callable[..., Any], function: Callable[..., Any]) -> Callable[..., Any]:
+    return compiler(function, static_argnames="n_batch_axes")  # type: ignore[no-any-return]
+
+
+def _norms_of(dy: Array, x: Array, W: Array, b: Array | None, n_batch_axes: int | None) -> Array:
+    operands, xp = check(x, W, b, n_batch_axes), namespace_of(x)
+    with on_device_of(x):
+        norms = [
+            _block_by_block(_scaled_back, *block, [(1, 1)], bias=b is not None)[0][:, 0, 0]
+            for block in _blocks(xp, operands, dy)
+        ]
+        together = norms[0] if len(norms) == 1 else xp.concat(norms)
+        return together if operands.n_batch_axes else reshape(xp, together, ())
+
+
+def _clipped_sums(
+    dy: Array, x: Array, W: Array, b: Array | None, n_batch_axes: int | None, max_norm: float
+) -> Gradients:
+    operands, xp = check(x, W, b, n_batch_axes), namespace_of(x)
     dW: Any = None
     db: Any = None
     with on_device_of(x):
         for samples, gradients in _blocks(xp, operands, dy):
-            norms = _norms(xp, samples, gradients, bias=b is not None)
-            ones = xp.ones_like(norms)
-            weights = xp.where(norms > max_norm, max_norm / xp.where(norms > max_norm, norms, ones), ones)
-            clipped = gradients * xp.astype(weights, gradients.dtype)[:, None, None]
-            rows = _rows(xp, clipped)
-            sums = standard.backward_W(rows, _rows(xp, samples)), standard.backward_b(rows)
-            dW, db = sums if dW is None else (dW + sums[0], db + sums[1])
+            (_, T, n), m = samples.shape, gradients.shape[2]
+            shapes = [(T, n), (T, m), (T, m)][: 2 + (b is not None)]
+            some_x, some_dy, *for_b = _block_by_block(
+                _clipped, samples, gradients, shapes, bias=b is not None, max_norm=max_norm
+            )
+            of_W = standard.backward_W(_rows(xp, some_dy), _rows(xp, some_x))
+            dW = of_W if dW is None else dW + of_W
+            for rows in for_b:
+                of_b = standard.backward_b(_rows(xp, rows))
+                db = of_b if db is None else db + of_b
         return Gradients(None, cast(xp, dW, W.dtype), None if b is None else cast(xp, db, b.dtype))
+
+
+def _block_by_block(
+    function: Callable[..., list[Array]], x: Array, dy: Array, shapes: list[tuple[int, int]], **options: Any
+) -> list[Array]:
+    """Call a function of samples that gives arrays of those shapes a sample; in Dask as one task for each block."""
+    by_block = getattr(kernel_of(x, dy), "by_block", None)
+    return function(x, dy, **options) if by_block is None else by_block(partial(function, **options), x, dy, shapes)
 
 
 def _checked(
@@ -230,7 +267,7 @@ def _checked(
 
 
 def _wide(xp: ModuleType, dtype: Any) -> Any:
-    """The dtype to compute in: squares of halves leave their range."""
+    """The dtype to compute in: sums in halves lose too much."""
     return xp.float32 if is_half(dtype) else dtype
 
 
@@ -266,21 +303,124 @@ def _of_each(xp: ModuleType, samples: Array, gradients: Array) -> Array:
     return _products(xp, xp.matrix_transpose(samples), gradients)
 
 
-def _norms(xp: ModuleType, samples: Array, gradients: Array, *, bias: bool) -> Array:
-    """√(‖dW_i‖² + ‖db_i‖²) of every sample."""
-    _, T, n = samples.shape
-    m = gradients.shape[2]
+class _Scaled(NamedTuple):
+    """Samples, divided by powers of two so that no square leaves the range, with the norms of their gradients."""
+
+    x: Array
+    dy: Array
+    of_x: Array
+    of_dy: Array
+    """What each x_i and dy_i was divided by: (N,), in the real dtype of x and dy."""
+    scales: tuple[Array, Array]
+    """Two factors with the product of the two, both at least 1 or both at most 1: (N,), in the dtype of the norms."""
+    norm: Array
+    """The norm of each scaled gradient."""
+    bound: Array
+    """What that norm is at most, whatever rounding did to it and will do to dy."""
+
+
+def _scaled(x: Array, dy: Array, *, bias: bool) -> _Scaled:
+    """Scale samples (N, T, n) and (N, T, m), and compute the norms; the scaled b has gradients Σ dy / of_x."""
+    xp = namespace_of(x)
+    of_x, of_dy = _power_of_two(xp, x), _power_of_two(xp, dy)
+    ones = xp.ones_like(of_x)
+    if bias:  # which stands beside x as a column of ones
+        of_x = xp.where(of_x < 1, ones, of_x)
+    x, dy = x / of_x[:, None, None], dy / of_dy[:, None, None]
+    has_wide = "float64" in xp.__array_namespace_info__().dtypes()
+    wide = xp.float64 if has_wide else of_x.dtype
+    norm, bound = _norms(xp, x, dy, 1 / cast(xp, of_x, wide) if bias else None, wide)
+    wide_x, wide_dy = cast(xp, of_x, wide), cast(xp, of_dy, wide)
+    opposite = (of_x > 1) & (of_dy < 1) | (of_x < 1) & (of_dy > 1)
+    ones = xp.ones_like(wide_x)
+    scales = wide_x * xp.where(opposite, wide_dy, ones), xp.where(opposite, ones, wide_dy)
+    return _Scaled(x, dy, of_x, of_dy, scales, norm, bound)
+
+
+def _power_of_two(xp: ModuleType, array: Array) -> Array:
+    """For each sample a power of two by which to divide it, so that Σ |a| comes near 1; it is 1 for usual samples.
+
+    In float32 sums between 2⁻¹⁸ and 2¹⁸ stay as they are, and others come to between 2⁻¹⁸ and 2²⁰, or as near as they
+    can; in float64 the exponents are eight times as large.
+    """
+    is_complex = is_of_kind(xp, array.dtype, "complex floating")
+    parts = [xp.abs(part) for part in ((xp.real(array), xp.imag(array)) if is_complex else (array,))]
+    width = 9 * math.frexp(float(xp.finfo(parts[0].dtype).max))[1] // 64
+    # A sum, since there is no largest value of nothing; smaller by a factor, since it must not overflow.
+    total = sum(xp.sum(part * 4.0**-width, axis=(1, 2), dtype=part.dtype) for part in parts)
+    scale = xp.ones_like(total)
+    for j in (1, 3, 5):
+        smaller = xp.where(total < 2.0 ** (-width * (j + 2)), scale * 4.0**-width, scale)
+        scale = xp.where(total > 2.0 ** (width * (j - 2)), scale * 4.0**width, smaller)
+    return scale
+
+
+def _norms(xp: ModuleType, x: Array, dy: Array, one: Array | None, wide: Any) -> tuple[Array, Array]:
+    """√(‖dW_i‖² + ‖db_i · one‖²) of every sample, without the second term where `one` is None; and what it is at most.
+
+    With one row a sample nothing cancels, and a relative error is all there is. Else let M = ‖[x, one]‖ ‖dy‖, which is
+    at least the sum of the absolute values of whatever is added up. With c = 1, or 4 for complex numbers,
+
+    - dW_i is off by at most γ_cT M, and so is db_i;
+    - Gram matrices give the square with an error of at most γ_k M², k = c (n + m + 2 T + 4): too much in float32;
+    - rounding each element of c_i dy_i twice changes the gradient by at most γ_2 M in the dtype of dy.
+
+    The terms below are about twice as large, since M and they themselves are rounded.
+    """
+    (_, T, n), m = x.shape, dy.shape[2]
+    of_x, of_dy = (xp.sum(_squares(xp, array, wide), axis=1) for array in (x, dy))
+    if one is not None:
+        of_x = of_x + T * one * one
+    together = xp.sqrt(of_x) * xp.sqrt(of_dy)
     if T == 1:
-        of_x, of_dy = _squares(xp, samples, 2)[:, 0], _squares(xp, gradients, 2)[:, 0]
-        return xp.sqrt(of_dy) * xp.sqrt(of_x + 1 if bias else of_x)
-    if T * (n + m) < n * m:
-        total = xp.sum(_real(xp, _gram(xp, samples) * _gram(xp, gradients)), axis=(1, 2))
+        return together, together
+    c = 4 if is_of_kind(xp, x.dtype, "complex floating") else 1
+    u, own = (float(xp.finfo(dtype).eps) / 2 for dtype in (wide, x.dtype))
+    x, dy = (cast(xp, array, xp.result_type(array.dtype, wide)) for array in (x, dy))
+    slack = 0.0
+    if wide == xp.float64 and T * (n + m) < n * m:
+        total = xp.sum(xp.sum(_real(xp, _gram(xp, x) * _gram(xp, dy)), axis=2), axis=1)
         total = xp.where(total < 0, xp.zeros_like(total), total)  # what rounding may make of a zero
+        slack = 2 * c * (n + m + 2 * T + 4) * u
     else:
-        total = _squares(xp, _of_each(xp, samples, gradients), (1, 2))
-    if bias:
-        total = total + _squares(xp, xp.sum(gradients, axis=1, dtype=gradients.dtype), 1)
-    return xp.sqrt(total)
+        total = xp.sum(_squares(xp, _of_each(xp, x, dy), wide), axis=1)
+    if one is not None:
+        total = total + _squares(xp, xp.sum(dy, axis=1, dtype=dy.dtype), wide) * one * one
+    return xp.sqrt(total), xp.sqrt(total + slack * of_x * of_dy) + (2 * c * (T + 2) * u + 4 * own) * together
+
+
+def _exceeds(xp: ModuleType, norm: Array, scales: tuple[Array, Array], limit: float) -> Array:
+    """Whether norms of scaled samples exceed a limit; without leaving the range, so that nothing warns."""
+    ones = xp.ones_like(norm)
+    bound = ones * limit
+    for scale in scales:
+        norm, bound = norm * xp.where(scale < 1, scale, ones), bound / xp.where(scale > 1, scale, ones)
+    return norm > bound
+
+
+def _scaled_back(x: Array, dy: Array, *, bias: bool) -> list[Array]:
+    """The norms of the gradients, (N, 1, 1)."""
+    scaled = _scaled(x, dy, bias=bias)
+    norms = scaled.norm * scaled.scales[0] * scaled.scales[1]
+    return [cast(namespace_of(x), norms, scaled.of_x.dtype)[:, None, None]]
+
+
+def _clipped(x: Array, dy: Array, *, bias: bool, max_norm: float) -> list[Array]:
+    """x and dy of every sample whose products are its clipped gradients; and with a bias the dy whose sums are."""
+    xp = namespace_of(x)
+    x, dy, of_x, of_dy, scales, _, bound = _scaled(x, dy, bias=bias)
+    clips, finite = _exceeds(xp, bound, scales, max_norm), bound < math.inf
+    if (size := (x.shape[2] + bias) * dy.shape[2]) > 0:  # a norm so large that an element is infinite
+        largest = float(xp.finfo(of_x.dtype).max)
+        finite = finite & ~_exceeds(xp, bound / math.sqrt(size), scales, largest)
+    ones = xp.ones_like(bound)
+    share = xp.where(clips, 1 / xp.where(clips, bound, ones), cast(xp, of_dy, bound.dtype))
+    share = cast(xp, xp.where(finite, share, ones * math.nan), of_x.dtype)
+    most = cast(xp, xp.where(clips & finite, ones * max_norm, ones), of_x.dtype)
+    ones = xp.ones_like(of_x)
+    dy = dy * share[:, None, None] * most[:, None, None]
+    by_W = [x * xp.where(clips, ones, of_x)[:, None, None], dy]
+    return [*by_W, dy / xp.where(clips, of_x, ones)[:, None, None]] if bias else by_W
 
 
 def _gram(xp: ModuleType, samples: Array) -> Array:
@@ -296,11 +436,11 @@ def _products(xp: ModuleType, first: Array, second: Array) -> Array:
     return xp.matmul(first, second)
 
 
-def _squares(xp: ModuleType, array: Array, axis: int | tuple[int, ...]) -> Array:
-    """Σ |a|²."""
+def _squares(xp: ModuleType, array: Array, dtype: Any) -> Array:
+    """Σ |a|² over the last axis, added up in a real dtype."""
     if is_of_kind(xp, array.dtype, "complex floating"):
-        return _squares(xp, xp.real(array), axis) + _squares(xp, xp.imag(array), axis)
-    return xp.sum(array * array, axis=axis, dtype=array.dtype)
+        return _squares(xp, xp.real(array), dtype) + _squares(xp, xp.imag(array), dtype)
+    return xp.sum(array * array, axis=-1, dtype=dtype)
 
 
 def _real(xp: ModuleType, array: Array) -> Array:

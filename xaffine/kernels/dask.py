@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import operator
 from functools import partial, reduce
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import dask.array as da
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     Buffers: TypeAlias = tuple[da.Array | None, da.Array | None, da.Array | None]
 
-__all__ = ["backward", "forward"]
+__all__ = ["backward", "by_block", "forward"]
 
 
 def forward(x: da.Array, W: da.Array, b: da.Array | None, out: da.Array | None = None) -> da.Array:  # noqa: ARG001 - lazy
@@ -60,6 +61,23 @@ def backward(
     return dx, dW, db
 
 
+def by_block(
+    function: Callable[..., list[Array]], x: da.Array, dy: da.Array, shapes: list[tuple[int, int]]
+) -> list[da.Array]:
+    """Call a function of blocks of samples, (N, T, n) and (N, T, m), that gives arrays of those shapes a sample."""
+    if math.isnan(sum((*x.shape[1:], *dy.shape[1:]))):
+        return function(x, dy)
+    x, dy = (array.rechunk({1: -1, 2: -1}) for array in (x, dy))
+    dy = _chunked_as(x, dy)
+    rows, width = shapes[0][0], sum(columns for _, columns in shapes)
+    together = _blocks(
+        partial(_side_by_side, function), "irc", x, "itk", dy, "itj", new_axes={"r": rows, "c": width},
+        meta=_side_by_side(function, [[x._meta]], [[dy._meta]]),
+    )  # fmt: skip
+    ends = list(accumulate(columns for _, columns in shapes))
+    return [together[:, :, start:end] for start, end in zip([0, *ends], ends, strict=False)]
+
+
 _blocks: Callable[..., da.Array] = partial(da.blockwise, align_arrays=False)
 
 
@@ -79,7 +97,9 @@ def _chunked_as(x: da.Array, dy: da.Array) -> da.Array:
             f"yet. Compute dy from y block by block, or find the sizes first: array.compute_chunk_sizes()"
         )
         raise ValueError(msg)
-    return _blocks(_alike, "ij", x[:, :0], "ik", dy, "ij", dtype=dy.dtype, meta=dy._meta)
+    rest = "jk"[: dy.ndim - 1]
+    empty = x[:, :0], "ilm"[: x.ndim]
+    return _blocks(_alike, f"i{rest}", *empty, dy, f"i{rest}", concatenate=True, dtype=dy.dtype, meta=dy._meta)
 
 
 def _total(dy: da.Array, x: da.Array | None, rows: int, *, with_b: bool) -> da.Array:
@@ -103,11 +123,17 @@ def _dx(dy: list[Array], W: list[Array]) -> Array:
     return kernel_of(dy[0], W[0]).forward(dy[0], namespace_of(W[0]).matrix_transpose(W[0]), None)
 
 
-def _alike(x: list[Array], dy: Array) -> Array:
+def _side_by_side(function: Callable[..., list[Array]], x: list[list[Array]], dy: list[list[Array]]) -> Array:
+    """What a function gives for a block of samples, as one array."""
+    arrays = function(x[0][0], dy[0][0])
+    return arrays[0] if len(arrays) == 1 else namespace_of(arrays[0]).concat(arrays, axis=2)
+
+
+def _alike(x: Array, dy: Array) -> Array:
     """A block of dy, which has as many rows as that of x."""
-    if len(x[0]) != len(dy):
+    if len(x) != len(dy):
         msg = (
-            f"a block of x has {len(x[0])} rows and that of dy {len(dy)}: the sizes were unknown until now. "
+            f"a block of x has {len(x)} rows and that of dy {len(dy)}: the sizes were unknown until now. "
             f"Compute dy from y block by block"
         )
         raise ValueError(msg)
