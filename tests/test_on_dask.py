@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from typing import Any
 
@@ -233,3 +234,26 @@ def test_derivatives_take_unknown_row_counts_and_stay_lazy(monkeypatch: pytest.M
     assert norms.compute().shape == (6,)
     with pytest.raises(ValueError, match=r"their number: dy is .* \(in Dask: x\.compute_chunk_sizes\(\)\)"):
         kronecker_factors(dy, x, W, b)
+
+
+def test_rows_that_turn_out_to_differ_are_named() -> None:
+    x, dy, W = (da.from_array(np.ones(shape), chunks=(2, -1)) for shape in ((6, 3), (6, 2), (3, 2)))
+    two, one = x[x[:, 0] > 0], dy[da.from_array(np.arange(6), chunks=2) % 2 > 0]
+    calls = [
+        lambda dy: per_sample_gradients(dy, two, W).dW,
+        lambda dy: per_sample_gradient_norms(dy, two, W),
+        lambda dy: clipped_gradients(dy, two, W, max_norm=1.0).dW,
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match=r"a block of x has 2 rows and that of dy 1: the sizes were unknown"):
+            call(one).compute()
+        with pytest.raises(ValueError, match="x has 3 blocks along the batch and dy 2, of sizes that are not known"):
+            call(one.blocks[:2])
+
+
+def test_features_may_be_unknown() -> None:
+    """Norms and clipped sums are computed then by many small tasks instead of one a block."""
+    x, dy, W = (da.from_array(np.ones(shape), chunks=-1) for shape in ((4, 3), (4, 2), (3, 2)))
+    few = dy[:, da.from_array(np.asarray([True, False]), chunks=-1)]
+    assert per_sample_gradient_norms(few, x, W).compute().tolist() == [math.sqrt(3)] * 4
+    assert clipped_gradients(few, x, W, max_norm=9.0).dW.compute().tolist() == [[4.0]] * 3

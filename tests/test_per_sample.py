@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 
 from xaffine import affine_backward, per_sample
 from xaffine.backends import Backend
@@ -249,3 +250,143 @@ def test_wrong_dy_is_refused(backend: Backend, device: Any) -> None:
     for call in (per_sample_gradients, per_sample_gradient_norms, lambda *a: clipped_gradients(*a, max_norm=1.0)):
         with pytest.raises(ValueError, match="dy must have the shape of y"):
             call(x, x, W)
+
+
+@st.composite
+def extreme_samples(draw: st.DrawFn, dtypes: list[str]) -> tuple[str, Any, Any, int, int, bool]:
+    """One sample as integers that cancel, more or less, and the powers of two that belong to x and to dy."""
+    dtype = draw(st.sampled_from(dtypes))
+    T, n, m = draw(st.tuples(st.sampled_from([1, 2, 3, 4]), st.sampled_from([1, 3, 12]), st.sampled_from([1, 4, 12])))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    common = draw(st.sampled_from([0, 2**8, 2**19]))
+    x = common * rng.integers(-8, 9, (1, n)) + rng.integers(-3, 4, (T, n))
+    dy = rng.integers(-99, 100, (T, m))
+    if T > 1 and draw(st.booleans()):
+        dy[-1] -= dy.sum(0)
+    if "complex" in dtype:
+        x, dy = x * (1 + 1j) ** (rng.integers(0, 2)), dy * 1j
+    largest, together = (100, 40) if bounds.unit_roundoff(dtype) == bounds.unit_roundoff("float32") else (960, 600)
+    of_x = draw(st.sampled_from([0, 0, largest, -largest, largest // 2]))
+    of_dy = draw(st.sampled_from([0, -of_x, largest - 12 - of_x, together - of_x, -together - of_x]))
+    return dtype, x, dy, of_x, max(-largest, min(of_dy, largest, largest - 12 - of_x)), draw(st.booleans())
+
+
+def two_to(exponent: int) -> Fraction:
+    return Fraction(2) ** exponent
+
+
+def test_clipped_samples_never_exceed_the_norm_by_more_than_is_stated(backend: Backend, device: Any) -> None:
+    """In exact arithmetic, for samples that cancel, at both ends of the range; nor clipped more than is stated."""
+    dtypes = [d for d in floating(backend, device) if "16" not in d]
+
+    @given(extreme_samples(dtypes), st.sampled_from([2**-10, 0.5, 1.0, 3.0]))
+    def guaranteed(sample: Any, factor: float) -> None:
+        dtype, x_, dy_, of_x, of_dy, bias = sample
+        (T, n), m, c = x_.shape, dy_.shape[1], 4 if "complex" in dtype else 1
+        x, dy = (
+            backend.from_numpy((a * 2.0**e).astype(dtype)[None, ...], device=device)
+            for a, e in ((x_, of_x), (dy_, of_dy))
+        )
+        of_W, of_b = exact_square(x_, dy_, bias=False)[0], exact_square(0 * x_, dy_, bias=bias)[0]
+        square = (of_W * two_to(2 * of_x) + of_b) * two_to(2 * of_dy)
+        length = (int((abs(x_) ** 2).sum().round()) * two_to(2 * of_x) + bias * T) * int((abs(dy_) ** 2).sum().round())
+        length *= two_to(2 * of_dy)
+        scale = root(square if square else length if length else Fraction(1))
+        max_norm = float(min(max(Fraction(factor) * scale, two_to(-60)), two_to(40)))
+        got = per_sample._clipped(x, dy, bias=bias, max_norm=max_norm)
+        by_x, *by_dy = (backend.to_numpy(each)[0].astype(complex if c == 4 else float) for each in got)
+        clipped = exact_square(by_x, by_dy[0], bias=False)[0]
+        if bias:
+            clipped += exact_square(0 * by_x, by_dy[1], bias=True)[0]
+        u, own = bounds.unit_roundoff("float64"), bounds.unit_roundoff(dtype)
+        delta = 8 * own + (n + m + 2 * T) * u
+        assert clipped <= ((1 + delta) * Fraction(max_norm)) ** 2
+        over = (root(2 * c * (n + m + 2 * T + 4) * u) + 2 * c * (T + 2) * u + 4 * own) * root(length) if T > 1 else 0
+        most = root(square) + over
+        if most:
+            share = min(Fraction(1), Fraction(max_norm) / most)
+            assert root(clipped) >= (1 - 2 * delta) * share * root(square)
+
+    guaranteed()
+
+
+def root(square: Fraction) -> Fraction:
+    """A square root, right to 2⁻⁶⁰ of itself."""
+    shift = 2 * max(0, 70 - (square.numerator.bit_length() - square.denominator.bit_length()) // 2)
+    return Fraction(math.isqrt(int(square * two_to(2 * shift))), 2**shift)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("apart", [0, 1e-7, 1e-4])
+def test_rows_that_nearly_cancel_are_clipped(backend: Backend, device: Any, dtype: str, apart: float) -> None:
+    """So many features that Gram matrices take fewer operations: their sums of large squares leave little."""
+    rng = np.random.default_rng(0)
+    T, n = 16, 96
+    x = (rng.standard_normal((1, n)) + apart * rng.standard_normal((T, n))).astype(dtype)
+    dy = rng.integers(-1000, 1000, (T, n)).astype(dtype)
+    dy[-1] -= dy.sum(0)
+    exact = np.linalg.norm(x.astype(np.longdouble).T @ dy.astype(np.longdouble))
+    max_norm = float(exact) / 2 or 1e-12
+    operands = [backend.from_numpy(a, device=device) for a in (dy[None, ...], x[None, ...], np.zeros((n, n), dtype))]
+    by_x, by_dy = (backend.to_numpy(a)[0].astype(np.longdouble) for a in per_sample._clipped(
+        operands[1], operands[0], bias=False, max_norm=max_norm
+    ))  # fmt: skip
+    u, own = bounds.unit_roundoff("float64"), bounds.unit_roundoff(dtype)
+    limit = (1 + float(8 * own + 2 * (n + T) * u)) * max_norm
+    reference = float(bounds.gamma(T, u)) * np.linalg.norm(abs(by_x).T @ abs(by_dy))  # where long double is float64
+    assert np.linalg.norm(by_x.T @ by_dy) <= limit + reference
+    dW = backend.to_numpy(clipped_gradients(*operands, max_norm=max_norm, n_batch_axes=2).dW).astype(float)
+    assert np.linalg.norm(dW) <= limit + float(bounds.gamma(T, own)) * np.linalg.norm(abs(by_x).T @ abs(by_dy))
+
+
+EXTREMES = [
+    ("float32", 1, 1e20), ("float32", 1, 1e-30), ("float32", 2.0**-90, 2.0**90), ("float32", 1e-10, 3e38),
+    ("float64", 1, 1e160), ("float64", 1, 1e-170), ("float64", 1e-250, 1e250), ("float64", 1e-5, 1.7e308),
+    ("float16", 1, 60000), ("float16", 60000, 60000), ("bfloat16", 1, 2.0**100), ("complex64", 1, 1e20),
+    ("complex128", 1, 1e160j),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("dtype", "small", "large"), EXTREMES)
+@pytest.mark.parametrize("T", [1, 2])
+def test_norms_at_the_ends_of_the_range(
+    backend: Backend, device: Any, dtype: str, small: float, large: float, T: int
+) -> None:
+    """The square of neither leaves the range, whichever of the two is x; nor does a weight."""
+    if dtype not in backend.dtypes(device):
+        pytest.skip(f"this backend has no {dtype}")
+    for pair in ((small, large), (large, small)):
+        x, dy = (backend.from_values(np.full((1, T, 1), value), dtype, device=device) for value in pair)
+        W = backend.from_values(np.zeros((1, 1)), dtype, device=device)
+        norm = backend.to_numpy(per_sample_gradient_norms(dy, x, W, n_batch_axes=2)).astype(float)
+        dW = backend.to_numpy(clipped_gradients(dy, x, W, max_norm=0.5, n_batch_axes=2).dW).astype(complex)
+        exact = T * (abs(small) * abs(large))
+        limit = 32 * T * float(bounds.unit_roundoff(dtype))
+        assert abs(norm[0] - exact) <= limit * exact
+        assert abs(abs(dW[0, 0]) - min(0.5, exact)) <= limit * min(0.5, exact)
+
+
+@pytest.mark.parametrize("max_norm", [1e-40, 1e-30, 1.0, 1e300, math.inf])
+def test_any_norm_above_zero_will_do(backend: Backend, device: Any, max_norm: float) -> None:
+    ones = backend.from_numpy(np.ones((1, 1), "float32"), device=device)
+    dW = float(backend.to_numpy(clipped_gradients(ones, ones, ones, max_norm=max_norm).dW)[0, 0])
+    tiny = float(bounds.smallest_normal("float32"))
+    assert abs(dW - min(1.0, max_norm)) <= 8 * float(bounds.unit_roundoff("float32")) * min(1.0, max_norm) + tiny
+
+
+@pytest.mark.parametrize("values", [(1, math.inf), (1, math.nan), (1e30, 1e30)])
+@pytest.mark.parametrize("T", [1, 2])
+def test_gradient_that_is_not_finite_makes_all_sums_nan(
+    backend: Backend, device: Any, values: tuple[float, float], T: int
+) -> None:
+    if backend.name == "sparse":
+        pytest.skip("the library warns of NaN in products")
+    for pair in (values, values[::-1]):
+        arrays = [np.ones((2, T, 2), "float32") for _ in pair]
+        for array, value in zip(arrays, pair, strict=True):
+            array[1, 0, 0] = value
+        x, dy = (backend.from_numpy(array, device=device) for array in arrays)
+        W, b = (backend.from_numpy(np.ones(shape, "float32"), device=device) for shape in ((2, 2), 2))
+        _, dW, db = clipped_gradients(dy, x, W, b, max_norm=1.0, n_batch_axes=2)
+        assert np.isnan(backend.to_numpy(dW)).all()
+        assert np.isnan(backend.to_numpy(db)).all()

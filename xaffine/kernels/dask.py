@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     Buffers: TypeAlias = tuple[da.Array | None, da.Array | None, da.Array | None]
 
-__all__ = ["backward", "by_block", "forward"]
+__all__ = ["backward", "by_block", "chunked_as", "forward"]
 
 
 def forward(x: da.Array, W: da.Array, b: da.Array | None, out: da.Array | None = None) -> da.Array:  # noqa: ARG001 - lazy
@@ -45,7 +45,7 @@ def backward(
     out: Buffers = (None, None, None),  # noqa: ARG001 - lazy
 ) -> Buffers:
     """dx = dy Wᵀ, dW = xᵀ dy and db = Σ over the batch of dy."""
-    dy = _chunked_as(x, dy)
+    dy = chunked_as(x, dy)
     if not _has_whole_rows(x, W, dy):
         return standard.backward(dy, x, W, wanted)
     dx = dW = db = None
@@ -64,11 +64,10 @@ def backward(
 def by_block(
     function: Callable[..., list[Array]], x: da.Array, dy: da.Array, shapes: list[tuple[int, int]]
 ) -> list[da.Array]:
-    """Call a function of blocks of samples, (N, T, n) and (N, T, m), that gives arrays of those shapes a sample."""
+    """Call a function of blocks of samples, (N, T, n) and (N, T, m), that gives arrays of these shapes for each."""
     if math.isnan(sum((*x.shape[1:], *dy.shape[1:]))):
         return function(x, dy)
     x, dy = (array.rechunk({1: -1, 2: -1}) for array in (x, dy))
-    dy = _chunked_as(x, dy)
     rows, width = shapes[0][0], sum(columns for _, columns in shapes)
     together = _blocks(
         partial(_side_by_side, function), "irc", x, "itk", dy, "itj", new_axes={"r": rows, "c": width},
@@ -87,7 +86,7 @@ def _has_whole_rows(x: da.Array, W: da.Array, dy: da.Array | None = None) -> boo
     return x.numblocks[1] == 1 and not math.isnan(sum(extents))
 
 
-def _chunked_as(x: da.Array, dy: da.Array) -> da.Array:
+def chunked_as(x: da.Array, dy: da.Array) -> da.Array:
     """The rows of dy in the blocks of x; where their numbers are unknown, they are compared once they are not."""
     if not math.isnan(x.shape[0]) and not math.isnan(dy.shape[0]):
         return dy.rechunk({0: x.chunks[0]})
