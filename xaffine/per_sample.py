@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PerSampleGradients", "clipped_gradients", "per_sample_gradient_norms", "per_sample_gradients"]
 
-_ELEMENTS = 2**20  # of x, dy and what is computed of them at a time: some MiB
+_ELEMENTS = 2**19  # of x, dy and what is computed of them at a time: some MiB
 
 
 class PerSampleGradients(NamedTuple):
