@@ -516,7 +516,7 @@ def namespace_of(array: Array) -> ModuleType:
     key = (type(array), getattr(array, "dtype", None))
     xp = _NAMESPACES.get(key)
     if xp is None:
-        if isinstance(array, np.generic | np.matrix | np.ma.MaskedArray):
+        if isinstance(array, (np.generic, np.matrix, np.ma.MaskedArray)):  # a tuple: Dynamo traces no union
             msg = f"{type(array).__name__} does not follow the array API standard"
             raise TypeError(msg)
         xp = _NAMESPACES[key] = array_api_compat.array_namespace(array)

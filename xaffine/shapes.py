@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
+from functools import reduce
 from itertools import combinations_with_replacement
 from types import ModuleType  # noqa: TC003 - fields of a NamedTuple
 from typing import Any, NamedTuple
@@ -369,7 +370,8 @@ def _check_dtypes(xp: ModuleType, operands: dict[str, Any]) -> Any:
     kinds = [next((i for i, kind in enumerate(_KINDS) if is_of_kind(xp, dtype, kind)), -1) for dtype in dtypes]
     if min(kinds) == max(kinds) != -1:
         try:
-            common = xp.result_type(*dtypes)  # of a single dtype too: it undoes a foreign byte order
+            # Of a single dtype, too: it undoes a foreign byte order. Dynamo traces no result_type of halves.
+            common = reduce(getattr(xp, "promote_types", xp.result_type), dtypes, dtypes[0])
         except (TypeError, ValueError, RuntimeError):  # how libraries say that two dtypes do not promote
             common = None
         if common is not None and is_of_kind(xp, common, _KINDS[kinds[0]]):

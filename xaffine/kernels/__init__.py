@@ -29,6 +29,7 @@ __all__ = ["compiler_for", "kernel_of"]
 # By the library and the name of a type, so that no library is imported to find out.
 _OWN = {
     ("numpy", "ndarray"): "numpy",
+    ("numpy", "memmap"): "numpy",
     ("cupy", "ndarray"): "cupy",
     ("torch", "Tensor"): "torch",
     ("torch", "Parameter"): "torch",
@@ -47,16 +48,21 @@ def kernel_of(*arrays: Array) -> ModuleType:
     >>> kernel_of(np.ones(2)).__name__, kernel_of(np.ones(2).view(np.matrix)).__name__
     ('xaffine.kernels.numpy', 'xaffine.kernels.standard')
     """
-    kernels = {_kernel_of_type(type(array)) for array in arrays}
-    return kernels.pop() if len(kernels) == 1 else _kernel_of_type(object)
+    # As Dynamo, the tracer of torch.compile, can read it: it does not see the module of the type of a Parameter, only
+    # that of its __class__, and before torch 2.13 it puts no modules into a set.
+    first, *others = (_kernel_of_type(array.__class__) for array in arrays)
+    return _kernel_of_type(object) if any(other is not first for other in others) else first
 
 
 def _kernel_of_type(kind: type) -> ModuleType:
-    kernel = _KERNELS.get(kind)
-    if kernel is None:
+    if kind not in _KERNELS:
         name = _OWN.get(_origin(kind), "standard")
-        kernel = _KERNELS[kind] = importlib.import_module(f"xaffine.kernels.{name}")
-    return kernel
+        if name == "torch":  # an import statement, since Dynamo traces no importlib.import_module
+            from xaffine.kernels import torch as kernel
+        else:
+            kernel = importlib.import_module(f"xaffine.kernels.{name}")
+        _KERNELS[kind] = kernel
+    return _KERNELS[kind]
 
 
 def compiler_for(kind: type) -> Callable[..., Any] | None:
