@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import sys
 from collections.abc import Callable, Sequence  # noqa: TC003 - fields of a dataclass
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -760,7 +761,10 @@ def device_of(array: Array) -> Any:
 
 
 def on_device_of(array: Array) -> AbstractContextManager[Any]:
-    """The device of a CuPy array, to be entered: CuPy computes on the current one. Other libraries find theirs.
+    """What to enter before computing with an array, so that results are on its device and in its dtype.
+
+    CuPy computes on the current device, which need not be that of its operands, and ``torch.autocast`` makes torch
+    round the factors of products to half precision.
 
     Parameters
     ----------
@@ -770,14 +774,19 @@ def on_device_of(array: Array) -> AbstractContextManager[Any]:
     Returns
     -------
     context manager
-        One that does nothing for arrays of other libraries.
+        The device of a CuPy array; for a torch tensor one that suspends autocast; else one that does nothing.
 
     Examples
     --------
     >>> with on_device_of(np.ones(2)):  # of a CuPy array, its device
     ...     y = np.ones(2) + 1
     """
-    place: AbstractContextManager[Any] = array.device if array_api_compat.is_cupy_array(array) else nullcontext()
+    place: AbstractContextManager[Any] = nullcontext()
+    if array_api_compat.is_cupy_array(array):
+        place = array.device
+    elif array_api_compat.is_torch_array(array) and (kind := array.device.type) != "meta":  # which autocast rejects
+        torch = sys.modules["torch"]  # as Dynamo can trace it
+        place = torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else place
     return place
 
 

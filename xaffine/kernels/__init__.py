@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 
 __all__ = ["compiler_for", "kernel_of"]
 
-# By the library and the name of a type, so that no library is imported to find out.
+# By the module and the name of a type, so that no library is imported to find out.
 _OWN = {
     ("numpy", "ndarray"): "numpy",
     ("numpy", "memmap"): "numpy",
     ("cupy", "ndarray"): "cupy",
     ("torch", "Tensor"): "torch",
-    ("torch", "Parameter"): "torch",
-    ("dask", "Array"): "dask",
+    ("torch.nn.parameter", "Parameter"): "torch",
+    ("dask.array.core", "Array"): "dask",
 }
 
 _KERNELS: dict[type, ModuleType] = {}
@@ -48,15 +48,14 @@ def kernel_of(*arrays: Array) -> ModuleType:
     >>> kernel_of(np.ones(2)).__name__, kernel_of(np.ones(2).view(np.matrix)).__name__
     ('xaffine.kernels.numpy', 'xaffine.kernels.standard')
     """
-    # As Dynamo, the tracer of torch.compile, can read it: it does not see the module of the type of a Parameter, only
-    # that of its __class__, and before torch 2.13 it puts no modules into a set.
-    first, *others = (_kernel_of_type(array.__class__) for array in arrays)
-    return _kernel_of_type(object) if any(other is not first for other in others) else first
+    # No set of modules: Dynamo, the tracer of torch.compile, cannot hash them before torch 2.13.
+    first, *others = (_kernel_of_type(type(array)) for array in arrays)
+    return first if all(other is first for other in others) else _kernel_of_type(object)
 
 
 def _kernel_of_type(kind: type) -> ModuleType:
     if kind not in _KERNELS:
-        name = _OWN.get(_origin(kind), "standard")
+        name = _OWN.get((kind.__module__, kind.__name__), "standard")
         if name == "torch":  # an import statement, since Dynamo traces no importlib.import_module
             from xaffine.kernels import torch as kernel
         else:
@@ -74,10 +73,6 @@ def compiler_for(kind: type) -> Callable[..., Any] | None:
     >>> print(compiler_for(np.ndarray))
     None
     """
-    if _origin(kind) in {("jax", "ArrayImpl"), ("jaxlib", "ArrayImpl")}:
+    if kind.__name__ == "ArrayImpl" and kind.__module__.startswith("jax"):
         return importlib.import_module("jax").jit  # type: ignore[no-any-return]
     return None
-
-
-def _origin(kind: type) -> tuple[str, str]:
-    return kind.__module__.partition(".")[0], kind.__name__

@@ -28,7 +28,7 @@ def forward(x: Array, W: Array, b: Array | None, out: Array | None = None) -> Ar
     """y = x W + b: (N, n), (n, m), (m,) to (N, m)."""
     xp = namespace_of(x)
     y = xp.matmul(x, W)
-    return y if b is None else xp.add(y, b)
+    return y if b is None else xp.add(y, b[None, :])  # of two axes: JAX can be told to broadcast no others
 
 
 def backward(
