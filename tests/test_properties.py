@@ -81,7 +81,7 @@ def test_long_sums_of_halves_are_within_their_bounds(backend: Backend, device: A
     if dtype not in backend.dtypes(device):
         pytest.skip(f"{backend.name} has no {dtype}")
     rng = np.random.default_rng(0)
-    for N, n, m in ((8, terms, 4), (terms, 8, 4), (4, 8, terms)):
+    for N, n, m in ((16, terms, 8), (terms, 16, 8), (8, 16, terms)):
         # Fractions that both dtypes hold, and whose sums of products float64 holds; of one sign, so that sums grow.
         x, W, b, dy = (rng.integers(1, 128, shape) / 128 for shape in ((N, n), (n, m), (m,), (N, m)))
         layer = AffineLayer(*(backend.from_values(array, dtype, device=device) for array in (W, b)))
