@@ -342,8 +342,23 @@ def test_data_of_a_run_that_fails_are_kept(gpu: Any, runs: Any, tmp_path: Path) 
     runs(own=f"import sys, pathlib; pathlib.Path(sys.argv[1]).write_text('{rows}'); raise SystemExit('no memory')")
     assert gpu.main(["--out", str(tmp_path)]) == 1
     record = saved(tmp_path)["runs"]["tests:cupy own"]
-    assert (record["outcome"], record["told"], record["data"]) == ("failed", "no memory", {"rows": []})
+    assert (record["outcome"], record["data"]) == ("failed", {"rows": []})
+    assert record["told"] == "no memory"
     assert [file.name for file in (tmp_path / "logs").iterdir() if file.suffix == ".json"] == []
+
+
+def test_reason_of_a_failure_is_the_line_that_says_it(gpu: Any) -> None:
+    log = "xaffine bench could not time torch: the process ended with exit code 1\n  ValueError: no gpu\na table\n"
+    assert gpu.reason(log) == "ValueError: no gpu"
+    assert gpu.reason("a\n  b \n\n") == "b"
+    assert gpu.reason("") == ""
+
+
+def test_nothing_measured_for_want_of_time_is_no_success(gpu: Any, runs: Any, tmp_path: Path) -> None:
+    runs(own=PASSING)
+    assert gpu.main(["--out", str(tmp_path), "--minutes", "0"]) == 2
+    assert gpu.main(["--out", str(tmp_path)]) == 0
+    assert gpu.main(["--out", str(tmp_path), "--minutes", "0"]) == 0  # it was measured before
 
 
 @pytest.mark.parametrize("what", ["not here", "crashed"])

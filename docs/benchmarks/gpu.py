@@ -59,7 +59,7 @@ NEEDED = ("array_api_compat", "array_api_strict", "hypothesis", "ml_dtypes", "py
 VERSIONS = ("numpy", "cupy-cuda12x", "cupy-cuda13x", "nvmath-python", "torch", "triton", "jax", "jaxlib", "hypothesis")
 FREE = 8192  # MiB of the card that the largest runs need
 GRACE = 5.0  # seconds in which a process that is interrupted may say what it did
-TEST_LIMIT = 120  # seconds for one test, where pytest-timeout is installed
+TEST_LIMIT = 180  # seconds for one test, where pytest-timeout is installed
 WORKERS = min(8, max(1, (os.cpu_count() or 1) // 2))  # processes that share the card; most of their time is compiling
 FILE = "FILE"  # stands for the file that a run writes its data to
 TABLE_LINES = 40
@@ -88,7 +88,7 @@ class UnfitError(Exception):
     """Nothing can be measured here; the message is the one line that says why."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Run:
     """One process: the part that it belongs to, a library that must work, and about how long it takes on an H100."""
 
@@ -135,8 +135,8 @@ def _tests(library: str) -> list[Run]:
     part = f"tests:{library}"
     return [
         Run(part, "own", _pytest(library, [own], workers), library, slow * 30),
-        Run(part, "properties", _pytest(library, [properties], WORKERS), library, slow * 60),
-        Run(part, "others", _pytest(library, rest, WORKERS), library, slow * 80),
+        Run(part, "properties", _pytest(library, [properties], WORKERS), library, slow * 90),
+        Run(part, "others", _pytest(library, rest, WORKERS), library, slow * 60),
     ]
 
 
@@ -283,6 +283,12 @@ def last_line(text: str) -> str:
     return (text.strip().splitlines() or [""])[-1].strip()
 
 
+def reason(log: str) -> str:
+    """The last line that speaks of an error, or the last of all."""
+    errors = [line.strip() for line in log.splitlines() if re.search(r"\w(Error|Exception)\b|could not", line)]
+    return errors[-1] if errors else last_line(log)
+
+
 def execute(run: Run, folder: Path, limit: float) -> dict[str, Any]:
     """Let a process run, and say what came of it."""
     log, data = folder / "logs" / f"{run.stem}.log", folder / "logs" / f"{run.stem}.json"
@@ -295,8 +301,8 @@ def execute(run: Run, folder: Path, limit: float) -> dict[str, Any]:
     text = log.read_text(encoding="utf-8", errors="replace")
     if run.part.startswith(("tests:", "tf32:")):
         record["told"], record["failed"] = tests_told(text)
-    elif code != 0:
-        record["told"] = last_line(text)
+    elif outcome == "failed":
+        record["told"] = reason(text)
     if data.exists():
         record["data"] = json.loads(data.read_text(encoding="utf-8"))
         data.unlink()
@@ -339,7 +345,7 @@ def measure(runs: list[Run], folder: Path, deadline: float) -> dict[str, Any]:
             found["left out"][run.name] = f"needs about {run.seconds} s of the {max(0, left):.0f} s left"
         else:
             # One that hangs must not take the time of all others.
-            record = execute(run, folder, min(left, max(120, 4 * run.seconds)))
+            record = execute(run, folder, min(left, max(150, 2.5 * run.seconds)))
             today = datetime.datetime.now(datetime.UTC).date().isoformat()
             found["runs"][run.name] = {**record, "sources": sources_of(run), "card": on, "date": today}
             print("\n".join(lines_of(run.name, record)), flush=True)
@@ -605,7 +611,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.plan:
         print_plan(runs, load(options.out), options.minutes)
         return 0
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what ends us must end our processes, too
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # what ends us must end our processes, too
     interrupted = False
     try:
         require_writable(options.out)
@@ -620,6 +626,8 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         interrupted = True
         print("interrupted; started again, it goes on from here")
+    finally:
+        signal.signal(signal.SIGTERM, before)
     found = load(options.out)
     replace_text(options.out / "gpu.md", write_page(found))
     if _is_here("matplotlib"):
@@ -629,13 +637,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def exit_code(found: dict[str, Any], runs: list[Run], *, interrupted: bool) -> int:
-    """0, 1 where a run failed, 2 where no library could be used, 130 where the script was interrupted."""
-    records = [found["runs"][run.name] for run in runs if run.name in found["runs"]]
+    """0, 1 where a run failed, 2 where nothing could be measured, 130 where the script was interrupted."""
     if interrupted:
         return 130
-    if runs and all(unusable(run.library, found) for run in runs):
+    records = {run: found["runs"][run.name] for run in runs if run.name in found["runs"]}
+    asked = {run for run in runs if run.part != "doctor"}
+    if runs and (all(unusable(run.library, found) for run in runs) or (asked and not asked & records.keys())):
         return 2
-    return int(any(record["outcome"] == "failed" for record in records))
+    return int(any(record["outcome"] == "failed" for record in records.values()))
 
 
 if __name__ == "__main__":
