@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,24 @@ def test_command_writes_table_data_and_plot(capfd: Any, tmp_path: Path) -> None:
     assert "classic class" in drawing or "<use" in drawing  # text as text, or as paths
 
 
+def test_run_that_is_cut_off_keeps_its_rows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    rows = bench.compare("numpy", (2, 3, 4), "float32", rounds=1)
+    data = tmp_path / "bench.json"
+
+    def events(*_: Any) -> Iterator[dict[str, Any]]:
+        yield {"event": "group", "version": "1", "device": "cpu", "threads": "one", "rates": {}}
+        for count, row in enumerate(rows):
+            assert count == 0 or len(json.loads(data.read_text())["rows"]) == count
+            yield {"event": "row", **row}
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bench, "events_of_child", events)
+    with pytest.raises(KeyboardInterrupt):
+        __main__.main(["bench", "--groups", "numpy", "--shapes", "2,3,4", "--json", str(data)])
+    assert json.loads(data.read_text())["rows"] == rows
+    assert [file.name for file in tmp_path.iterdir()] == ["bench.json"]
+
+
 def test_panel_without_figures_stays_empty(tmp_path: Path) -> None:
     from xaffine.command import plot  # matplotlib is in the session of NumPy alone
 
@@ -81,6 +100,13 @@ def test_plot_without_matplotlib_says_how_to_get_it(capfd: Any, monkeypatch: pyt
     assert 'pip install "xaffine[plot]"' in capfd.readouterr().err
 
 
+def test_file_that_cannot_be_written_is_named_before_anything_is_timed(capfd: Any, tmp_path: Path) -> None:
+    assert __main__.main(["bench", "--json", str(tmp_path / "missing" / "bench.json")]) == 2
+    printed = capfd.readouterr()
+    assert printed.err.endswith("bench.json cannot be written\n")
+    assert printed.out == ""
+
+
 def test_groups_are_those_that_are_here(monkeypatch: pytest.MonkeyPatch) -> None:
     def get(name: str) -> None:
         if name == "torch":
@@ -91,6 +117,11 @@ def test_groups_are_those_that_are_here(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(backends, "get", get)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "thinc" else name)
     assert [group for group in bench._GROUPS if bench._is_here(group)] == ["numpy", "jax"]
+    monkeypatch.setattr(backends, "get", lambda _: None)
+    monkeypatch.setattr(bench, "events_of_child", lambda _, arguments, __: iter(timed.append(arguments["group"]) or ()))
+    timed: list[str] = []
+    assert __main__.main(["bench"]) == 0
+    assert timed == ["numpy", "torch", "jax", "cupy"]  # torch.compile is timed where it is asked for
 
 
 @pytest.mark.parametrize(
