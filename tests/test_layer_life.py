@@ -172,8 +172,8 @@ class TestCopies:
     """A copy or a pickle is the layer without its pending backward."""
 
     def test_backward_needs_a_forward_again(self, backend: Backend, device: Any, how: str) -> None:
-        if backend.name in ("dask", "ndonnx", "sparse") and "pickle" in how:
-            pytest.skip("its arrays pickle in ways of their own, if at all")
+        if backend.name == "ndonnx":
+            pytest.skip("its arrays can be neither copied in depth nor pickled")
         dy, x, W, b = on(make_case((3, 2), 4, seed=0), backend, device)
         layer = AffineLayer(W, b, n_batch_axes=-1)
         new = COPIES[how](layer)
@@ -195,8 +195,8 @@ class TestCopies:
 
     @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
     def test_sums_go_on_apart_from_each_other(self, backend: Backend, device: Any, how: str, dtype: str) -> None:
-        if dtype not in backend.dtypes(device) or (backend.name in ("dask", "ndonnx", "sparse") and "pickle" in how):
-            pytest.skip("it has no such dtype, or its arrays do not pickle")
+        if dtype not in backend.dtypes(device) or backend.name == "ndonnx":
+            pytest.skip("it has no such dtype, or its arrays can be neither copied in depth nor pickled")
         case = make_case((1, 1), 1, seed=0, dtypes=dtype)
         ones = np.ones_like(case.x.values)
         dy, x, W, b = on(case.replace_values(x=ones, dy=ones), backend, device)
@@ -206,9 +206,9 @@ class TestCopies:
         layer.backward(dy, accumulate=True)  # which is 2048 in halves, and 2049 in the sums beside them
         new = COPIES[how](layer)
         new.forward(x)
-        for one, more, total in ((layer, 15, 2064), (new, 47, 2096)):  # both are numbers of every dtype
-            for _ in range(more):
-                one.backward(dy, accumulate=True)
+        for one, more, total in ((layer, 5, 2064), (new, 21, 2112)):  # which all dtypes have
+            for _ in range(3):
+                one.backward(more * dy, accumulate=True)
             for gradient in (one.dW, one.db):
                 assert float(backend.to_numpy(gradient).item()) == total
 

@@ -455,6 +455,7 @@ class TestReading:
                         corrupted[at : at + length] = data[:length]
                     case _:
                         del corrupted[at:]
+            file.unlink()  # file systems flush what is written in place of something else
             file.write_bytes(corrupted)
             try:
                 layer = AffineLayer.load(file)

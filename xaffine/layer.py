@@ -365,16 +365,24 @@ class AffineLayer:
         Parameters
         ----------
         path : path-like
-            A safetensors file with tensors "W" and "b", which that library reads by itself.
+            A safetensors file with tensors "W" and "b", which that library reads by itself. A symbolic link is
+            followed.
 
         Raises
         ------
         ImportError
             safetensors is not installed.
         OSError
-            The file cannot be written; one that was there is as it was.
+            The file cannot be written, or the path is that of a folder, a device or a pipe; what was there stays.
         TypeError
             A dtype that the format lacks: complex128.
+        TypeError, ValueError
+            Weights that make no layer, as in the constructor.
+
+        Notes
+        -----
+        The new file has the mode of the old one, and its owner, group and extended attributes where that is allowed.
+        Other names of the old file (hard links) keep the old one.
 
         Examples
         --------
@@ -436,7 +444,7 @@ class AffineLayer:
         Parameters
         ----------
         path : path-like
-            A safetensors checkpoint.
+            A safetensors checkpoint, of which no more is read than the layer.
         prefix : str
             What stands before "weight" and "bias", such as "encoder.fc1.".
         xp, device
@@ -445,10 +453,14 @@ class AffineLayer:
         Raises
         ------
         ImportError, RuntimeError, OSError, ValueError
-            As `load`; ValueError too where the checkpoint has no such weight.
+            As `load`; ValueError too where the checkpoint has no such weight, or more than a weight and a bias.
 
         Notes
         -----
+        Every tensor whose name begins with the prefix must be one of the two: scales of quantised weights, adapters and
+        the like change what the layer computes. After a prefix that does not end in a dot, such as the empty one, names
+        with a dot are those of other modules.
+
         A ``torch.nn.Linear`` in memory needs no file: ``AffineLayer(linear.weight.detach().mT, linear.bias.detach())``
         shares its weights.
 

@@ -202,9 +202,8 @@ def read_linear(
     ImportError, OSError
         As `read`.
     ValueError
-        It is no safetensors file, or has no such tensors, or others under the prefix. Those are all whose names
-        begin with it, save that the names of other modules may: with a prefix that does not end in a dot, such as
-        the empty one, a dot after it makes the name that of another module.
+        It is no safetensors file, or has no such tensors, or others of the same module: those whose names begin with
+        the prefix; where that does not end in a dot, those that have none after it.
     """
     weight, bias = f"{prefix}weight", f"{prefix}bias"
     with _opened(path) as (found, _, read_bits):
