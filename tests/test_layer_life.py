@@ -207,7 +207,7 @@ class TestCopies:
         layer.backward(half * dy, accumulate=True)  # 2048 in halves, and more in the sums beside them
         new = COPIES[how](layer)
         new.forward(x)
-        for one, more, total in ((layer, 1, 2048 + 2 * half), (new, 3, 2048 + 4 * half)):
+        for one, more, total in ((layer, 1, 2048 + 2 * half), (new, 5, 2048 + 6 * half)):
             for _ in range(more):
                 one.backward(half * dy, accumulate=True)
             for gradient in (one.dW, one.db):
