@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import pickle
 import subprocess
 import sys
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -101,6 +104,108 @@ def test_buffers_of_dtypes_apart_from_that_of_the_products_are_filled(backend: A
     for gradient, buffer, name in zip(affine_backward(dy, x, W, b, out=out), out, ("dx", "dW", "db"), strict=True):
         assert gradient is buffer
         assert worst_error(backend.to_numpy(buffer), case.exact()[name])[0] == 0, name
+
+
+class Model(torch.nn.Module):
+    def __init__(self, rows: int = 4) -> None:
+        super().__init__()
+        self.first = torch.nn.Linear(3, 3)
+        self.W, self.b = torch.nn.Parameter(torch.ones(3, 2)), torch.nn.Parameter(torch.zeros(2))
+        self.layer = AffineLayer(self.W, self.b)
+        self.y = self.layer(self.first(torch.ones(rows, 3))).detach()
+
+
+COPIES = {
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda one: pickle.loads(pickle.dumps(one)),  # noqa: S301 - our own
+}
+
+
+@pytest.mark.parametrize("how", COPIES)
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_modules_that_hold_a_layer_are_copied_after_a_step(how: str, accumulate: bool) -> None:
+    model = Model()
+    for _ in range(2):
+        model.layer.backward(model.y, accumulate=accumulate)
+    new = COPIES[how](model)
+    assert new.layer.W is new.W is not model.W
+    assert new.layer.b is new.b
+    assert new.W.requires_grad
+    for name in ("dW", "db"):
+        old, gradient = getattr(model.layer, name), getattr(new.layer, name)
+        assert torch.equal(gradient, old)
+        assert gradient is not old
+        assert not gradient.requires_grad
+    with pytest.raises(RuntimeError, match="backward needs a forward"):
+        new.layer.backward(model.y)
+
+
+@pytest.mark.parametrize("how", COPIES)
+def test_weights_that_autograd_computed_are_copied(how: str) -> None:
+    linear = torch.nn.Linear(3, 2)
+    layer = AffineLayer(linear.weight.mT, linear.bias * 2)
+    layer.more = linear.bias * 3
+    layer.forward(torch.ones(4, 3))
+    new = COPIES[how]([layer, layer])[1]
+    for name in ("W", "b", "more"):
+        old, array = getattr(layer, name), getattr(new, name)
+        assert torch.equal(array, old)
+        assert array.is_leaf
+        assert array.requires_grad
+        assert array.untyped_storage().data_ptr() != old.untyped_storage().data_ptr()
+    shared = COPIES[how]([layer, AffineLayer(layer.W)])
+    assert shared[0].W is shared[1].W
+
+
+def test_shallow_copy_shares_weights_and_their_graph() -> None:
+    linear = torch.nn.Linear(3, 2)
+    layer = AffineLayer(linear.weight.mT, linear.bias)
+    layer.backward(layer(torch.ones(4, 3)))
+    new = copy.copy(layer)
+    assert new.W is layer.W
+    assert new.b is linear.bias
+    new(torch.ones(4, 3)).sum().backward()
+    assert linear.weight.grad is not None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("first", ["sum", "gradient"])
+def test_sums_keep_no_batch_alive(dtype: Any, first: str) -> None:
+    W, b = (torch.nn.Parameter(torch.ones(shape, dtype=dtype)) for shape in ((3, 2), (2,)))
+    layer = AffineLayer(W, b)
+    batches = []
+    for step in range(3):
+        x = torch.ones(4, 3, dtype=dtype)
+        dy = torch.ones(4, 2, dtype=dtype, requires_grad=True) * 1
+        layer.forward(x)
+        layer.backward(dy, accumulate=step > 0 or first == "sum")
+        batches += [weakref.ref(x), weakref.ref(dy)]
+        if step:
+            assert layer.dW.grad_fn is layer.db.grad_fn is None
+            assert not any(wide.requires_grad for _, wide in layer._sums.values() if wide is not None)
+    layer.forward(torch.ones(1, 3, dtype=dtype))
+    del x, dy
+    assert [batch() for batch in batches] == [None] * 6
+    assert (layer.dW.tolist(), layer.db.tolist()) == ([[12, 12]] * 3, [12, 12])
+
+
+def test_gradients_of_one_backward_can_be_differentiated() -> None:
+    layer = AffineLayer(torch.nn.Parameter(torch.ones(3, 2)))
+    x = torch.full((4, 3), 2.0, requires_grad=True)
+    layer.forward(x)
+    dy = torch.ones(4, 2, requires_grad=True)
+    layer.backward(dy)
+    assert torch.autograd.grad(layer.dW.sum(), dy)[0].tolist() == [[6, 6]] * 4
+
+
+def test_gradient_that_autograd_follows_is_not_written_into() -> None:
+    layer = AffineLayer(torch.ones(3, 2))
+    layer.forward(torch.ones(4, 3))
+    layer.dW = held = torch.ones(3, 2, requires_grad=True) * 1
+    layer.backward(torch.ones(4, 2), accumulate=True)
+    assert held.tolist() == [[1, 1]] * 3
+    assert layer.dW.tolist() == [[5, 5]] * 3
+    assert not layer.dW.requires_grad
 
 
 def test_overlapping_buffers_are_refused() -> None:

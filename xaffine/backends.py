@@ -25,9 +25,9 @@ import array_api_compat
 import numpy as np
 
 __all__ = [
-    "Array", "Backend", "backend_of", "device_of", "dtype_name", "get", "installed", "is_gpu", "is_half",
-    "is_of_kind", "is_recorded", "library_of", "memory_of", "move", "names", "namespace_of", "on_device_of",
-    "overlap", "share_memory",
+    "Array", "Backend", "backend_of", "detached", "device_of", "dtype_name", "get", "installed", "is_gpu", "is_half",
+    "is_of_kind", "is_recorded", "leaf_of", "library_of", "memory_of", "move", "names", "namespace_of",
+    "on_device_of", "overlap", "share_memory",
 ]  # fmt: skip
 
 Array: TypeAlias = Any
@@ -871,6 +871,51 @@ def is_recorded(array: Array) -> bool:
         return False
     torch = importlib.import_module("torch")
     return (array.requires_grad and torch.is_grad_enabled()) or _is_wrapped(array)
+
+
+def detached(array: Array) -> Array:
+    """The array, without what autograd of torch recorded of it: in the same memory, and holding no operand alive.
+
+    Parameters
+    ----------
+    array
+        Of any library, or None.
+
+    Returns
+    -------
+    array
+        The same one, unless it is a tensor that requires a gradient.
+
+    Examples
+    --------
+    >>> x = np.ones(2)
+    >>> detached(x) is x
+    True
+    """
+    return array.detach() if array_api_compat.is_torch_array(array) and array.requires_grad else array
+
+
+def leaf_of(array: Array) -> Array:
+    """The array; for a tensor that autograd of torch computed, one that requires a gradient as if made by the user.
+
+    Parameters
+    ----------
+    array
+        Of any library, or anything else.
+
+    Returns
+    -------
+    array
+        In the same memory. That is what a pickle keeps of such a tensor; torch does not copy it otherwise.
+
+    Examples
+    --------
+    >>> x = np.ones(2)
+    >>> leaf_of(x) is x
+    True
+    """
+    computed = array_api_compat.is_torch_array(array) and not array.is_leaf
+    return array.detach().requires_grad_() if computed else array
 
 
 def _is_wrapped(tensor: Any) -> bool:
