@@ -217,6 +217,8 @@ def main() -> None:
         parser.exit(1, f"\nthe cluster lost too many workers: {error}\nstart it again with more memory for each\n")
     except (ImportError, OSError, ValueError) as error:
         parser.exit(2, f"\n{error}\n")
+    except KeyboardInterrupt:
+        parser.exit(130, f"\ninterrupted; the next run goes on from the last epoch in {options.weights}\n")
 
 
 if __name__ == "__main__":
