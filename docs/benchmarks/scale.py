@@ -19,7 +19,7 @@ import runpy
 import shutil
 import statistics
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
@@ -56,17 +56,17 @@ FUTURE_WORKERS, FUTURE_ROWS, FUTURE_CHUNK = 1000, 10**12, GiB
 @contextmanager
 def cluster(workers: int) -> Iterator[Client]:
     """Fresh workers of one thread each."""
-    with (
-        LocalCluster(
-            n_workers=workers,
-            threads_per_worker=1,
-            memory_limit=MEMORY,
-            host="127.0.0.1",
-            dashboard_address="127.0.0.1:0",
-        ) as running,
-        Client(running) as client,
-    ):
-        yield client
+    with ExitStack() as stack:
+        with runpy.run_path(str(EXAMPLE))["workers_ignore_interrupts"]():
+            running = LocalCluster(
+                n_workers=workers,
+                threads_per_worker=1,
+                memory_limit=MEMORY,
+                host="127.0.0.1",
+                dashboard_address="127.0.0.1:0",
+            )
+            stack.enter_context(running)
+        yield stack.enter_context(Client(running))
 
 
 def peak_memory() -> int:
@@ -171,18 +171,18 @@ def measure_wire() -> list[dict[str, Any]]:
     return rows
 
 
-def measure(folder: Path) -> dict[str, Any]:
-    """All figures."""
-    return {
+def measure(folder: Path, found: dict[str, Any]) -> None:
+    """Fill in all figures."""
+    found |= {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         **describe_machine(),
         "dask": dask.__version__,
         "distributed": distributed.__version__,
         "zarr": zarr.__version__,
-        "overhead": measure_overhead(),
-        "wire": measure_wire(),
-        "growth": measure_growth(folder),
     }
+    found["overhead"] = measure_overhead()
+    found["wire"] = measure_wire()
+    found["growth"] = measure_growth(folder)
 
 
 def by_size(found: dict[str, Any], key: str) -> dict[int, float]:
@@ -361,7 +361,13 @@ def main() -> None:
     elif options.folder is None:
         parser.error("name a --folder for the data")
     else:
-        found = measure(options.folder)
+        found = {}
+        try:
+            measure(options.folder, found)
+        except KeyboardInterrupt:
+            unfinished = DATA.with_suffix(".unfinished")
+            unfinished.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+            parser.exit(130, f"interrupted; what was measured is in {unfinished}\n")
         DATA.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     draw(found, PLOT)
     PAGE.write_text(write_page(found), encoding="utf-8")

@@ -14,7 +14,8 @@ import argparse
 import asyncio
 import json
 import shutil
-from contextlib import ExitStack
+import signal
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -125,6 +126,16 @@ def save(weights: Path, layer: AffineLayer, losses: list[float]) -> None:
     unfinished.replace(weights.with_suffix(".json"))
 
 
+@contextmanager
+def workers_ignore_interrupts() -> Iterator[None]:
+    """Ignore Ctrl-C while workers are started, who inherit that: afterwards it is for this process alone."""
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
 def connect(address: str) -> Client:
     """A client of a scheduler that answers and has workers; a TimeoutError says that it does not."""
 
@@ -171,9 +182,9 @@ def run(options: argparse.Namespace) -> None:
         if options.scheduler is None:
             stack.enter_context(dask.config.set({"distributed.scheduler.no-workers-timeout": NOBODY}))
             limits = {"n_workers": options.workers, "threads_per_worker": 1, "memory_limit": options.memory}
-            client = stack.enter_context(
-                Client(stack.enter_context(LocalCluster(dashboard_address="127.0.0.1:0", **limits)))
-            )
+            with workers_ignore_interrupts():
+                cluster = stack.enter_context(LocalCluster(dashboard_address="127.0.0.1:0", **limits))
+            client = stack.enter_context(Client(cluster))
         else:
             client = stack.enter_context(connect(options.scheduler))
         if options.make is not None:
@@ -218,7 +229,8 @@ def main() -> None:
     except (ImportError, OSError, ValueError) as error:
         parser.exit(2, f"\n{error}\n")
     except KeyboardInterrupt:
-        parser.exit(130, f"\ninterrupted; the next run goes on from the last epoch in {options.weights}\n")
+        saved = f"; the next run goes on from {options.weights}" if options.weights.exists() else ""
+        parser.exit(130, f"\ninterrupted{saved}\n")
 
 
 if __name__ == "__main__":
