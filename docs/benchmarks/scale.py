@@ -19,7 +19,7 @@ import runpy
 import shutil
 import statistics
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
@@ -30,7 +30,7 @@ import distributed
 import matplotlib as mpl
 import numpy as np
 import zarr
-from distributed import Client, LocalCluster
+from distributed import Client
 
 from xaffine import AffineLayer, affine_vjp, functional
 from xaffine.command.machine import describe_machine
@@ -56,17 +56,9 @@ FUTURE_WORKERS, FUTURE_ROWS, FUTURE_CHUNK = 1000, 10**12, GiB
 @contextmanager
 def cluster(workers: int) -> Iterator[Client]:
     """Fresh workers of one thread each."""
-    with ExitStack() as stack:
-        with runpy.run_path(str(EXAMPLE))["workers_ignore_interrupts"]():
-            running = LocalCluster(
-                n_workers=workers,
-                threads_per_worker=1,
-                memory_limit=MEMORY,
-                host="127.0.0.1",
-                dashboard_address="127.0.0.1:0",
-            )
-            stack.enter_context(running)
-        yield stack.enter_context(Client(running))
+    new_cluster = runpy.run_path(str(EXAMPLE))["new_cluster"]
+    with new_cluster(n_workers=workers, memory_limit=MEMORY, host="127.0.0.1") as running, Client(running) as client:
+        yield client
 
 
 def peak_memory() -> int:

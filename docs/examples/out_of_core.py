@@ -37,6 +37,7 @@ NOISE = 0.1
 DTYPES = ("float32", "float64")
 PATIENCE = 10  # seconds for a scheduler to answer
 NOBODY = "60s"  # without any worker, until a computation is given up
+IGNORE_INTERRUPTS = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"  # what workers run first
 
 
 def make(path: Path, size: int, n: int, m: int, *, seed: int = 0) -> None:
@@ -127,13 +128,19 @@ def save(weights: Path, layer: AffineLayer, losses: list[float]) -> None:
 
 
 @contextmanager
-def workers_ignore_interrupts() -> Iterator[None]:
-    """Ignore Ctrl-C while workers are started, who inherit that: afterwards it is for this process alone."""
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+def new_cluster(**limits: Any) -> Iterator[LocalCluster]:
+    """A cluster of this machine. Ctrl-C is for this process alone, and waits until the cluster stands."""
+    interrupts: list[int] = []
+    handler = signal.signal(signal.SIGINT, lambda number, _: interrupts.append(number))
     try:
-        yield
+        with dask.config.set({"distributed.worker.preload": [IGNORE_INTERRUPTS]}):
+            cluster = LocalCluster(threads_per_worker=1, dashboard_address="127.0.0.1:0", **limits)
     finally:
         signal.signal(signal.SIGINT, handler)
+    with cluster:
+        if interrupts:
+            raise KeyboardInterrupt
+        yield cluster
 
 
 def connect(address: str) -> Client:
@@ -181,9 +188,8 @@ def run(options: argparse.Namespace) -> None:
     with ExitStack() as stack:
         if options.scheduler is None:
             stack.enter_context(dask.config.set({"distributed.scheduler.no-workers-timeout": NOBODY}))
-            limits = {"n_workers": options.workers, "threads_per_worker": 1, "memory_limit": options.memory}
-            with workers_ignore_interrupts():
-                cluster = stack.enter_context(LocalCluster(dashboard_address="127.0.0.1:0", **limits))
+            limits = {"n_workers": options.workers, "memory_limit": options.memory}
+            cluster = stack.enter_context(new_cluster(**limits))
             client = stack.enter_context(Client(cluster))
         else:
             client = stack.enter_context(connect(options.scheduler))
