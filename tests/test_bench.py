@@ -5,6 +5,10 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +77,44 @@ def test_group_that_cannot_be_timed_is_named(capfd: Any) -> None:
     told = capfd.readouterr().err
     assert "xaffine bench could not time numpy: the process ended with exit code 1" in told
     assert "numpy has no device gpu; it has cpu" in told
+
+
+# Tells on standard output of each event that the command took in.
+TELLING = """
+import sys
+from xaffine import __main__
+from xaffine.command import bench
+
+def telling(*arguments, events_of_child=bench.events_of_child):
+    for event in events_of_child(*arguments):
+        kind = event["event"]
+        yield event
+        print("took in", kind, flush=True)
+
+bench.events_of_child = telling
+sys.exit(__main__.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("whom", ["process", "group"])
+def test_interrupt_leaves_the_rows_that_were_measured(tmp_path: Path, whom: str) -> None:
+    data = tmp_path / "bench.json"
+    arguments = ["bench", "--groups", "numpy", "--shapes", "2,3,4", "1500,1500,1500", "--rounds", "9"]
+    with subprocess.Popen(
+        [sys.executable, "-c", TELLING, *arguments, "--json", str(data)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    ) as parent:  # fmt: skip
+        try:
+            while parent.stdout.readline() not in ("took in rows\n", ""):
+                pass
+            (os.kill if whom == "process" else os.killpg)(parent.pid, signal.SIGINT)
+            out, err = parent.communicate(timeout=30)
+        finally:
+            parent.kill()
+    assert (parent.returncode, err) == (130, "xaffine: interrupted\n")
+    assert "2, 3, 4" in out
+    assert "1500" not in out
+    assert {tuple(row["shape"]) for row in json.loads(data.read_text())["rows"]} == {(2, 3, 4)}
 
 
 def test_plot_without_matplotlib_says_how_to_get_it(capfd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
