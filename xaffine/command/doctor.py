@@ -77,7 +77,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def examine_in_child(name: str, time_limit: float = _TIME_LIMIT) -> dict[str, Any]:
-    """Examine a backend in a process of its own: neither a crash nor a hang of a library stops the doctor."""
+    """Examine a backend in a process of its own, whose early end or hang gives the status "not finished"."""
     if name not in backends.installed():
         return examine(name)
     try:

@@ -424,7 +424,7 @@ def check_affine(
     Raises
     ------
     AssertionError
-        The first property that does not hold, as `PropertyError`.
+        The first property that does not hold, or whose case took too long, as `PropertyError`.
     TypeError, ValueError
         An argument is wrong, or nothing is left to check; ImportError and RuntimeError as `xaffine.backends.get`.
 
