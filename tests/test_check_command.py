@@ -436,7 +436,7 @@ def test_output_that_nobody_reads_is_one_line() -> None:
         ([":Right"], "TARGET is package.module:factory"),
         (["nowhere:Right"], "no module named 'nowhere' can be imported from "),
         (["needs:Right"], "no module named 'a_library_that_is_not_there' can be imported from "),
-        (["layers:Wrong"], "layers has no 'Wrong'; what it has that can be called: Crashes, CrashesAtTheEnd, "),
+        (["layers:Wrong"], "layers has no 'Wrong'; what it has that can be called: ClosesPipes, Crashes, "),
         (["layers:not_callable"], "make must be callable as make(W, b) and return a layer; it is a int"),
         (["broken:Right"], "importing broken raised AttributeError: module 'math' has no attribute 'nonsense'"),
         (["exits:Right"], "importing exits raised SystemExit: 5"),

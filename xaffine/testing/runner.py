@@ -603,7 +603,7 @@ def _time_limit(seconds: float) -> Iterator[None]:
 
     start = time.monotonic()
     handler = signal.signal(signal.SIGALRM, interrupt)
-    left, interval = signal.setitimer(signal.ITIMER_REAL, seconds)
+    left, interval = signal.setitimer(signal.ITIMER_REAL, seconds, seconds)  # again where the error was caught
     try:
         yield
     finally:
