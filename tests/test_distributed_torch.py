@@ -62,9 +62,9 @@ def test_the_example_ends_in_one_line_when_it_is_interrupted(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(torch.distributed, "init_process_group", interrupt)
-    with pytest.raises(SystemExit) as exit_:
+    with pytest.raises((SystemExit, KeyboardInterrupt)) as exit_:
         runpy.run_path(str(EXAMPLE), run_name="__main__")
-    assert exit_.value.code == 130
+    assert getattr(exit_.value, "code", None) == 130
     assert capsys.readouterr().err == "interrupted\n"
 
 
