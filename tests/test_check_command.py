@@ -341,6 +341,13 @@ def test_fewer_cases_than_asked_for_are_not_finished(capfd: Any, monkeypatch: py
     assert "\nnot finished: 1 of 2 properties have a verdict; " in out
 
 
+def test_child_that_tells_nothing_could_not_run(capfd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check, "events_of_child", lambda *_: (event for event in ()))
+    code, out, err = checked(capfd, "layers:Right")
+    assert (code, out) == (2, "")
+    assert err == "xaffine check could not run: its process ended before anything was checked\n"
+
+
 def test_end_between_two_cases_says_why(capfd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def events(*_: Any) -> Any:
         facts = {"backend": "numpy", "version": "2", "device": "cpu", "dtypes": ["float32"], "seed": 0, "gaps": []}

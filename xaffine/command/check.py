@@ -67,12 +67,7 @@ def run(options: argparse.Namespace) -> int:
         print(f"xaffine check could not run: {error}", file=sys.stderr)
         return 2
     finally:  # an interrupt, too, leaves what was found so far
-        if "backend" in report:
-            _complete(report, options)
-            if options.json:
-                print(json.dumps({**describe_machine(), **report}, indent=2))
-            else:
-                _print_report(report)
+        _tell(report, options)
     if any(result["finished"] and not result["holds"] for result in report["properties"]):
         return 1
     return 3 if report["not_finished"] else 0
@@ -86,14 +81,15 @@ def _watch(options: argparse.Namespace, report: dict[str, Any]) -> None:
     """Run the child, show its progress, and fill in the report with what it tells."""
     arguments = {name: value for name, value in vars(options).items() if name not in ("run", "json")}
     latest: dict[str, Any] = {}
+    why_not = "its process ended before anything was checked"
     child = events_of_child("xaffine.command.check", arguments, min(options.time_limit, 1e6) + _GRACE)
     with progress_bar(1) as show, closing(child) as events:
         try:
             for event in events:
                 kind = event.pop("event")
                 if kind == "cannot":
-                    raise _CannotRunError(event["why"])
-                if kind == "plan":
+                    why_not = event["why"]
+                elif kind == "plan":
                     report |= event
                 elif kind == "case":
                     latest = event
@@ -106,12 +102,24 @@ def _watch(options: argparse.Namespace, report: dict[str, Any]) -> None:
             reason = str(error)
             if error.timed_out:
                 reason = f"no answer within {options.time_limit:g} s, and none to an interrupt"
-            if "backend" not in report:
-                raise _CannotRunError(reason) from error
+            why_not = reason
             if latest.get("property") not in (None, *(result["property"] for result in report["properties"])):
                 blank = {"holds": False, "finished": False, "worst_error": 0.0, "worst_case": None}
                 report["properties"].append({**latest, **blank, "reason": reason})
             report["why"] = reason
+    if "backend" not in report:
+        raise _CannotRunError(why_not)
+
+
+def _tell(report: dict[str, Any], options: argparse.Namespace) -> None:
+    """Print the report, if there is a plan with which it can be compared."""
+    if "backend" not in report:
+        return
+    _complete(report, options)
+    if options.json:
+        print(json.dumps({**describe_machine(), **report}, indent=2))
+    else:
+        _print_report(report)
 
 
 def _complete(report: dict[str, Any], options: argparse.Namespace) -> None:
