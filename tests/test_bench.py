@@ -5,6 +5,10 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import json
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -48,20 +52,19 @@ def test_command_writes_table_data_and_plot(capfd: Any, tmp_path: Path) -> None:
 
 
 def test_run_that_is_cut_off_keeps_its_rows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    rows = bench.compare("numpy", (2, 3, 4), "float32", rounds=1)
+    shapes = [bench.compare("numpy", (2, 3, m), "float32", rounds=1) for m in (4, 5)]
     data = tmp_path / "bench.json"
 
     def events(*_: Any) -> Iterator[dict[str, Any]]:
         yield {"event": "group", "version": "1", "device": "cpu", "threads": "one", "rates": {}}
-        for count, row in enumerate(rows):
-            assert count == 0 or len(json.loads(data.read_text())["rows"]) == count
-            yield {"event": "row", **row}
+        for count, some in enumerate(shapes):
+            yield {"event": "rows", "rows": some}
+            assert json.loads(data.read_text())["rows"] == [row for rows in shapes[: count + 1] for row in rows]
         raise KeyboardInterrupt
 
     monkeypatch.setattr(bench, "events_of_child", events)
-    with pytest.raises(KeyboardInterrupt):
-        __main__.main(["bench", "--groups", "numpy", "--shapes", "2,3,4", "--json", str(data)])
-    assert json.loads(data.read_text())["rows"] == rows
+    assert __main__.main(["bench", "--groups", "numpy", "--shapes", "2,3,4", "--json", str(data)]) == 130
+    assert json.loads(data.read_text())["rows"] == shapes[0] + shapes[1]
     assert [file.name for file in tmp_path.iterdir()] == ["bench.json"]
 
 
@@ -94,6 +97,44 @@ def test_group_that_cannot_be_timed_is_named(capfd: Any) -> None:
     assert "numpy has no device gpu; it has cpu" in told
 
 
+# Tells on standard output of each event that the command took in.
+TELLING = """
+import sys
+from xaffine import __main__
+from xaffine.command import bench
+
+def telling(*arguments, events_of_child=bench.events_of_child):
+    for event in events_of_child(*arguments):
+        kind = event["event"]
+        yield event
+        print("took in", kind, flush=True)
+
+bench.events_of_child = telling
+sys.exit(__main__.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("whom", ["process", "group"])
+def test_interrupt_leaves_the_rows_that_were_measured(tmp_path: Path, whom: str) -> None:
+    data = tmp_path / "bench.json"
+    arguments = ["bench", "--groups", "numpy", "--shapes", "2,3,4", "1500,1500,1500", "--rounds", "9"]
+    with subprocess.Popen(
+        [sys.executable, "-c", TELLING, *arguments, "--json", str(data)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    ) as parent:  # fmt: skip
+        try:
+            while parent.stdout.readline() not in ("took in rows\n", ""):
+                pass
+            (os.kill if whom == "process" else os.killpg)(parent.pid, signal.SIGINT)
+            out, err = parent.communicate(timeout=30)
+        finally:
+            parent.kill()
+    assert (parent.returncode, err) == (130, "xaffine: interrupted\n")
+    assert "2, 3, 4" in out
+    assert "1500" not in out
+    assert {tuple(row["shape"]) for row in json.loads(data.read_text())["rows"]} == {(2, 3, 4)}
+
+
 def test_plot_without_matplotlib_says_how_to_get_it(capfd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     assert __main__.main(["bench", "--plot", "x.svg"]) == 2
@@ -118,7 +159,12 @@ def test_groups_are_those_that_are_here(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "thinc" else name)
     assert [group for group in bench._GROUPS if bench._is_here(group)] == ["numpy", "jax"]
     monkeypatch.setattr(backends, "get", lambda _: None)
-    monkeypatch.setattr(bench, "events_of_child", lambda _, arguments, __: iter(timed.append(arguments["group"]) or ()))
+
+    def events(_: str, arguments: dict[str, Any], __: float) -> Iterator[dict[str, Any]]:
+        timed.append(arguments["group"])
+        yield from ()
+
+    monkeypatch.setattr(bench, "events_of_child", events)
     timed: list[str] = []
     assert __main__.main(["bench"]) == 0
     assert timed == ["numpy", "torch", "jax", "cupy"]  # torch.compile is timed where it is asked for

@@ -155,9 +155,7 @@ def test_dtypes_of_one_kind_that_do_not_promote_are_named_so() -> None:
     bfloat16 = get("numpy").dtype("bfloat16")
     for dtypes in (("int64", "uint64"), (bfloat16, "float16")):
         x, W = (np.ones((2, 2)).astype(dtype) for dtype in dtypes)
-        with pytest.raises(
-            TypeError, match=r"numpy has no common dtype of the same kind for these: "
-        ):
+        with pytest.raises(TypeError, match=r"numpy has no common dtype of the same kind for these: "):
             affine(x, W)
 
 

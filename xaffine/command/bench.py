@@ -18,6 +18,7 @@ import json
 import os
 import statistics
 import sys
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,7 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", nargs="+", default=["float32"], help="float32 by default")
     parser.add_argument("--device", help="one of the backend's devices, for example cuda:0; gpu is its first GPU")
     parser.add_argument("--rounds", type=_count, default=15, help="how often all implementations take turns (15)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to a file, anew after each row")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to a file, anew after each shape")
     parser.add_argument("--plot", type=Path, metavar="FILE", help='draw the ratios (needs "xaffine[plot]")')
     parser.set_defaults(run=run)
 
@@ -111,6 +112,20 @@ def run(options: argparse.Namespace) -> int:
     groups = options.groups or [name for name in _GROUPS if name not in _ON_REQUEST and _is_here(name)]
     found: dict[str, Any] = {"date": datetime.datetime.now(datetime.UTC).date().isoformat(), **describe_machine()}
     found |= {"rounds": options.rounds, "groups": {}, "rows": []}
+    try:
+        exit_code = _measure(options, groups, found)
+    finally:  # an interrupt, too, leaves the rows that were measured so far
+        _save(found, options.json)
+        _print_rows(found)
+    if options.plot is not None and found["rows"]:
+        from xaffine.command.plot import draw_ratios
+
+        draw_ratios(found, options.plot)
+    return exit_code
+
+
+def _measure(options: argparse.Namespace, groups: list[str], found: dict[str, Any]) -> int:
+    """Fill in what the groups tell; 2 where one could not be timed, else 0."""
     exit_code = 0
     steps = len(options.dtype) * len(options.shapes)
     with progress_bar(len(groups) * steps) as show:
@@ -124,23 +139,18 @@ def run(options: argparse.Namespace) -> int:
                 "rounds": options.rounds,
             }
             try:
-                for event in events_of_child("xaffine.command.bench", arguments, _SILENCE):
-                    if event.pop("event") == "group":
-                        found["groups"][group] = event
-                    else:
-                        found["rows"].append(event)
-                        _save(found, options.json)
-                        done = len({(r["dtype"], *r["shape"]) for r in found["rows"] if r["group"] == group})
-                        show(f"{group} {tuple(event['shape'])}", number * steps + done)
+                with closing(events_of_child("xaffine.command.bench", arguments, _SILENCE)) as events:
+                    for event in events:
+                        if event.pop("event") == "group":
+                            found["groups"][group] = event
+                        else:
+                            found["rows"] += event["rows"]
+                            _save(found, options.json)
+                            done = len({(r["dtype"], *r["shape"]) for r in found["rows"] if r["group"] == group})
+                            show(f"{group} {tuple(event['rows'][0]['shape'])}", number * steps + done)
             except ChildError as error:
                 print(f"xaffine bench could not time {group}: {error}", file=sys.stderr)
                 exit_code = 2
-    _print_rows(found)
-    _save(found, options.json)
-    if options.plot is not None and found["rows"]:
-        from xaffine.command.plot import draw_ratios
-
-        draw_ratios(found, options.plot)
     return exit_code
 
 
@@ -353,8 +363,8 @@ def _child(arguments: dict[str, Any]) -> None:
             for shape in arguments["shapes"]:
                 if group == "thinc" and dtype != "float32":
                     continue  # thinc computes in float32
-                for row in compare(group, tuple(shape), dtype, rounds=arguments["rounds"], device=device):
-                    tell("row", **row)
+                rows = compare(group, tuple(shape), dtype, rounds=arguments["rounds"], device=device)
+                tell("rows", rows=rows)  # at once: no table has a part of a shape
 
 
 def _rate(backend: Backend, dtype: str, device: Any, clock: Clock, size: int = _LARGE) -> float:
