@@ -5,6 +5,11 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +51,23 @@ def test_command_writes_table_data_and_plot(capfd: Any, tmp_path: Path) -> None:
     assert "classic class" in drawing or "<use" in drawing  # text as text, or as paths
 
 
+def test_run_that_is_cut_off_keeps_its_rows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    shapes = [bench.compare("numpy", (2, 3, m), "float32", rounds=1) for m in (4, 5)]
+    data = tmp_path / "bench.json"
+
+    def events(*_: Any) -> Iterator[dict[str, Any]]:
+        yield {"event": "group", "version": "1", "device": "cpu", "threads": "one", "rates": {}}
+        for count, some in enumerate(shapes):
+            yield {"event": "rows", "rows": some}
+            assert json.loads(data.read_text())["rows"] == [row for rows in shapes[: count + 1] for row in rows]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bench, "events_of_child", events)
+    assert __main__.main(["bench", "--groups", "numpy", "--shapes", "2,3,4", "--json", str(data)]) == 130
+    assert json.loads(data.read_text())["rows"] == shapes[0] + shapes[1]
+    assert [file.name for file in tmp_path.iterdir()] == ["bench.json"]
+
+
 def test_panel_without_figures_stays_empty(tmp_path: Path) -> None:
     from xaffine.command import plot  # matplotlib is in the session of NumPy alone
 
@@ -75,10 +97,55 @@ def test_group_that_cannot_be_timed_is_named(capfd: Any) -> None:
     assert "numpy has no device gpu; it has cpu" in told
 
 
+# Tells on standard output of each event that the command took in.
+TELLING = """
+import sys
+from xaffine import __main__
+from xaffine.command import bench
+
+def telling(*arguments, events_of_child=bench.events_of_child):
+    for event in events_of_child(*arguments):
+        kind = event["event"]
+        yield event
+        print("took in", kind, flush=True)
+
+bench.events_of_child = telling
+sys.exit(__main__.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("whom", ["process", "group"])
+def test_interrupt_leaves_the_rows_that_were_measured(tmp_path: Path, whom: str) -> None:
+    data = tmp_path / "bench.json"
+    arguments = ["bench", "--groups", "numpy", "--shapes", "2,3,4", "1500,1500,1500", "--rounds", "9"]
+    with subprocess.Popen(
+        [sys.executable, "-c", TELLING, *arguments, "--json", str(data)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    ) as parent:  # fmt: skip
+        try:
+            while parent.stdout.readline() not in ("took in rows\n", ""):
+                pass
+            (os.kill if whom == "process" else os.killpg)(parent.pid, signal.SIGINT)
+            out, err = parent.communicate(timeout=30)
+        finally:
+            parent.kill()
+    assert (parent.returncode, err) == (130, "xaffine: interrupted\n")
+    assert "2, 3, 4" in out
+    assert "1500" not in out
+    assert {tuple(row["shape"]) for row in json.loads(data.read_text())["rows"]} == {(2, 3, 4)}
+
+
 def test_plot_without_matplotlib_says_how_to_get_it(capfd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     assert __main__.main(["bench", "--plot", "x.svg"]) == 2
     assert 'pip install "xaffine[plot]"' in capfd.readouterr().err
+
+
+def test_file_that_cannot_be_written_is_named_before_anything_is_timed(capfd: Any, tmp_path: Path) -> None:
+    assert __main__.main(["bench", "--json", str(tmp_path / "missing" / "bench.json")]) == 2
+    printed = capfd.readouterr()
+    assert printed.err.endswith("bench.json cannot be written\n")
+    assert printed.out == ""
 
 
 def test_groups_are_those_that_are_here(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,6 +158,16 @@ def test_groups_are_those_that_are_here(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(backends, "get", get)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "thinc" else name)
     assert [group for group in bench._GROUPS if bench._is_here(group)] == ["numpy", "jax"]
+    monkeypatch.setattr(backends, "get", lambda _: None)
+
+    def events(_: str, arguments: dict[str, Any], __: float) -> Iterator[dict[str, Any]]:
+        timed.append(arguments["group"])
+        yield from ()
+
+    monkeypatch.setattr(bench, "events_of_child", events)
+    timed: list[str] = []
+    assert __main__.main(["bench"]) == 0
+    assert timed == ["numpy", "torch", "jax", "cupy"]  # torch.compile is timed where it is asked for
 
 
 @pytest.mark.parametrize(

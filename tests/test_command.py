@@ -5,15 +5,18 @@ from __future__ import annotations
 import builtins
 import importlib.metadata
 import json
+import os
 import re
 import subprocess
 import sys
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from xaffine import AffineLayer, __main__, backends
-from xaffine.command import doctor, machine, terminal
+from xaffine.command import children, doctor, machine, terminal
 from xaffine.command.children import ChildError
 
 pytestmark = pytest.mark.once
@@ -152,16 +155,72 @@ def test_backend_that_crashes_does_not_stop_the_doctor(monkeypatch: pytest.Monke
     def crash(*_: Any) -> Any:
         raise ChildError("the process was ended by SIGSEGV")
 
-    monkeypatch.setattr(doctor, "events_of_child", crash)
+    monkeypatch.setattr(doctor, "answer_of_child", crash)
     found = doctor.examine_in_child("numpy")
-    assert found["status"] == "unusable"
+    assert found["status"] == "not finished"
     assert found["note"] == "the process was ended by SIGSEGV"
 
 
 def test_backend_that_hangs_does_not_stop_the_doctor() -> None:
     found = doctor.examine_in_child("numpy", time_limit=0.01)
-    assert found["status"] == "unusable"
+    assert found["status"] == "not finished"
     assert found["note"] == "no answer within 0.01 s"
+
+
+@pytest.mark.parametrize("end", ["os._exit(0)", "sys.exit(0)", "os.abort()", "os.write(1, b'right'), os._exit(0)"])
+def test_child_that_ends_early_is_never_right(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, end: str) -> None:
+    (tmp_path / "ends.py").write_text(f"import os, sys\n{end}\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(doctor, "answer_of_child", partial(of_module, "ends"))
+    found = doctor.examine_in_child("numpy")
+    assert found["status"] == "not finished"
+    assert "ended" in found["note"] or "wrote to the pipe" in found["note"]
+
+
+def of_module(module: str, _: str, *rest: Any) -> Any:
+    return children.answer_of_child(module, *rest)
+
+
+def test_child_that_tells_nothing_gave_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(children, "events_of_child", lambda *_: iter(()))
+    found = doctor.examine_in_child("numpy")
+    assert (found["status"], found["note"]) == ("not finished", "it gave 0 answers instead of one")
+
+
+@pytest.mark.parametrize(("statuses", "code"), [(("not finished",), 3), (("not finished", "wrong"), 1)])
+def test_not_finished_exits_with_3_unless_something_is_wrong(
+    monkeypatch: pytest.MonkeyPatch, capsys: Any, statuses: tuple[str, ...], code: int
+) -> None:
+    reports = [report(name, status=status) for name, status in zip(("torch", "jax"), statuses, strict=False)]
+    examined(monkeypatch, RIGHT, *reports)
+    assert __main__.main([]) == code
+    assert "not finished" in capsys.readouterr().out
+
+
+def test_speed_that_could_not_be_measured_is_named(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    def crash() -> Any:
+        raise ChildError("the process was ended by SIGILL")
+
+    examined(monkeypatch, RIGHT)
+    monkeypatch.setattr(doctor, "find_lost_speed", crash)
+    assert __main__.main([]) == 0
+    printed = capsys.readouterr()
+    assert printed.err == "xaffine could not look for lost speed: the process was ended by SIGILL\n"
+    assert "numpy" in printed.out
+
+
+def test_interrupt_leaves_what_was_examined(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    def interrupt(name: str) -> Any:
+        if name == "torch":
+            raise KeyboardInterrupt
+        return RIGHT
+
+    examined(monkeypatch, RIGHT, report("torch"))
+    monkeypatch.setattr(doctor, "examine_in_child", interrupt)
+    assert __main__.main(["--json"]) == 130
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["backends"] == [RIGHT]
+    assert printed.err == "xaffine: interrupted\n"
 
 
 def test_device_without_a_text_of_its_own_is_the_cpu() -> None:

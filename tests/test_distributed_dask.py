@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import runpy
 import signal
 import socket
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -204,6 +206,47 @@ class TestExample:
         assert ended.status == code, ended.output
         return ended.output
 
+    @pytest.mark.parametrize("whom", ["process", "group"])
+    def test_ends_in_one_line_when_it_is_interrupted(self, tmp_path: Path, whom: str) -> None:
+        limits = "--make", "1MiB", "--workers", "1", "--memory", "400MiB", "--epochs", "100000"
+        options = str(tmp_path / "data.zarr"), "--weights", str(tmp_path / "weights.safetensors"), *limits
+        with subprocess.Popen(
+            [sys.executable, str(EXAMPLE), *options],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        ) as child:  # fmt: skip
+            try:
+                while "loss" not in (line := child.stdout.readline()):
+                    assert line
+                (os.kill if whom == "process" else os.killpg)(child.pid, signal.SIGINT)
+                rest, _ = child.communicate(timeout=SECONDS)
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(child.pid, signal.SIGKILL)
+        assert child.returncode == 130, rest
+        assert "Traceback" not in rest
+        assert rest.endswith(f"\ninterrupted; the next run goes on from {tmp_path / 'weights.safetensors'}\n")
+        losses = json.loads((tmp_path / "weights.json").read_text())
+        assert losses
+
+    def test_waits_for_its_cluster_when_it_is_interrupted(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        class Cluster:
+            def __init__(self, **_: Any) -> None:
+                os.kill(os.getpid(), signal.SIGINT)
+                happened.append("started")
+
+            def __enter__(self) -> None:
+                happened.append("entered")
+
+            def __exit__(self, *_: Any) -> None:
+                happened.append("closed")
+
+        happened: list[str] = []
+        new_cluster = self.module()["new_cluster"]
+        monkeypatch.setitem(new_cluster.__wrapped__.__globals__, "LocalCluster", Cluster)
+        with pytest.raises(KeyboardInterrupt), new_cluster():
+            pytest.fail("interrupted before")
+        assert happened == ["started", "entered", "closed"]
+
     def losses(self, output: str) -> list[float]:
         return [float(line.rpartition(" ")[2]) for line in output.splitlines() if "  loss " in line]
 
@@ -288,6 +331,26 @@ class TestExample:
             output = self.run(tmp_path, data, "--scheduler", cluster.scheduler_address, "--epochs", 2, "--rate", rate)
         first, second = self.losses(output)
         assert second < first
+
+
+def test_measurement_that_is_interrupted_leaves_the_figures_and_keeps_what_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    def measure(_: Path, found: dict[str, Any]) -> None:
+        found["overhead"] = "measured"
+        raise KeyboardInterrupt
+
+    main = runpy.run_path(str(DOCS / "benchmarks" / "scale.py"))["main"]
+    (tmp_path / "scale.json").write_text("figures of before")
+    monkeypatch.setitem(main.__globals__, "DATA", tmp_path / "scale.json")
+    monkeypatch.setitem(main.__globals__, "measure", measure)
+    monkeypatch.setattr("sys.argv", ["scale.py", "--folder", str(tmp_path)])
+    with pytest.raises(SystemExit) as exit_:
+        main()
+    assert exit_.value.code == 130
+    assert capsys.readouterr().err == f"interrupted; what was measured is in {tmp_path / 'scale.unfinished'}\n"
+    assert json.loads((tmp_path / "scale.unfinished").read_text()) == {"overhead": "measured"}
+    assert (tmp_path / "scale.json").read_text() == "figures of before"
 
 
 def test_committed_page_is_that_of_the_committed_figures() -> None:

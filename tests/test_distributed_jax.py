@@ -287,6 +287,19 @@ def test_the_example_learns(capsys: pytest.CaptureFixture[str]) -> None:
     assert losses[-1] < losses[0] / 10
 
 
+def test_the_example_ends_in_one_line_when_it_is_interrupted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(jax, "jit", interrupt)
+    with pytest.raises((SystemExit, KeyboardInterrupt)) as exit_:
+        runpy.run_path(str(EXAMPLE), run_name="__main__")
+    assert getattr(exit_.value, "code", None) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
 HEARTBEAT = 10  # seconds without a sign of life after which a process counts as dead
 START = 60  # seconds to start and compile on a busy machine
 

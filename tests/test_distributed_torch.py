@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import runpy
 import shlex
 import signal
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from launch import Ended, together
 
 ROOT = Path(__file__).parents[1]
@@ -51,6 +53,19 @@ def test_the_example_learns() -> None:
     assert len(losses) > 2
     assert losses[-1] < losses[0] / 10
     assert "x is (Shard(dim=0),), W is (Replicate(),)" in ended.output
+
+
+def test_the_example_ends_in_one_line_when_it_is_interrupted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(_: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch.distributed, "init_process_group", interrupt)
+    with pytest.raises((SystemExit, KeyboardInterrupt)) as exit_:
+        runpy.run_path(str(EXAMPLE), run_name="__main__")
+    assert getattr(exit_.value, "code", None) == 130
+    assert capsys.readouterr().err == "interrupted\n"
 
 
 @pytest.mark.parametrize(

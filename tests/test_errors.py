@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from xaffine import affine, affine_backward, affine_vjp
-from xaffine.backends import Backend, library_of
+from xaffine import affine, affine_backward, affine_jvp, affine_vjp
+from xaffine.backends import Backend, get, library_of
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ def test_real_operands_with_complex_ones(backend: Backend, ones: Any) -> None:
 
 def test_dtypes_without_a_common_one(backend: Backend, ones: Any) -> None:
     if {"int64", "uint64"} <= set(backend.dtypes()):
-        with pytest.raises(TypeError, match="Cast W to int64 first"):
+        with pytest.raises(TypeError, match=r"no common dtype of the same kind .* Cast all of them to one dtype"):
             affine(ones(2, 3, dtype="int64"), ones(3, 4, dtype="uint64"))
 
 
@@ -123,10 +123,40 @@ def test_arrays_of_two_libraries(backend: Backend, ones: Any) -> None:
 
 @pytest.mark.once
 @pytest.mark.filterwarnings("ignore:the matrix subclass:PendingDeprecationWarning")
-@pytest.mark.parametrize("kind", [np.ma.masked_array, np.asmatrix])
-def test_relatives_of_numpy_arrays_with_other_rules(kind: Any) -> None:
+def test_a_matrix_of_numpy_is_no_array() -> None:
     with pytest.raises(TypeError, match=r"x is no array of .*Make it one first, for example numpy\.asarray\(x\)"):
-        affine(kind(np.ones((2, 3))), np.ones((3, 4)))
+        affine(np.asmatrix(np.ones((2, 3))), np.ones((3, 4)))
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("method", ["filled", "toarray", "todense", "to_numpy"])
+def test_advice_for_what_is_no_array_keeps_all_of_it(method: str) -> None:
+    """The asarray of NumPy drops the mask of a masked array, and makes one object of a sparse matrix."""
+    stranger = type("Stranger", (), {method: None})()
+    masked = np.ma.masked_array(np.ones((2, 3)), np.eye(2, 3))
+    x, W = np.ones((2, 3)), np.ones((3, 4))
+    advice = rf"Make it one first, for example {{name}}\.{method}\("
+    for name, call in {
+        "x": lambda some: affine(some, W),
+        "W": lambda some: affine(x, some),
+        "b": lambda some: affine(x, W, some),
+        "dy": lambda some: affine_backward(some, x, W),
+        "x_dot": lambda some: affine_jvp((x, W), (some, None)),
+    }.items():
+        for some in (stranger, *([masked] if method == "filled" else [])):
+            with pytest.raises(TypeError, match=advice.format(name=name)):
+                call(some)
+    with pytest.raises(TypeError, match=r"x and W are no arrays.*for example W\.filled\(0\), with the value that"):
+        affine([[1.0]], masked)
+
+
+@pytest.mark.once
+def test_dtypes_of_one_kind_that_do_not_promote_are_named_so() -> None:
+    bfloat16 = get("numpy").dtype("bfloat16")
+    for dtypes in (("int64", "uint64"), (bfloat16, "float16")):
+        x, W = (np.ones((2, 2)).astype(dtype) for dtype in dtypes)
+        with pytest.raises(TypeError, match=r"numpy has no common dtype of the same kind for these: "):
+            affine(x, W)
 
 
 @pytest.mark.once

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import pickle
 from typing import Any
 
 import numpy as np
@@ -154,11 +152,3 @@ def test_repr_says_shapes_dtypes_and_library() -> None:
         "<AffineLayer, n_batch_axes=-1: W is float64 (3, 2) (numpy on cpu); b is float64 (2,) (numpy on cpu)>"
     )
     assert repr(AffineLayer(np.ones((3, 2)))) == "<AffineLayer: W is float64 (3, 2) (numpy on cpu); b is None>"
-
-
-@pytest.mark.once
-@pytest.mark.parametrize("clone", [copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))])  # noqa: S301
-def test_copies_keep_their_forward(clone: Any) -> None:
-    layer = AffineLayer(np.ones((3, 2)), np.ones(2))
-    layer(np.ones((4, 3)))
-    assert clone(layer).backward(np.ones((4, 2))).tolist() == [[2] * 3] * 4

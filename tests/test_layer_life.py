@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
+import threading
+import weakref
 from typing import Any
 
 import numpy as np
@@ -134,6 +138,133 @@ class TestAccumulate:
         with pytest.raises(TypeError, match="the db that is there is no array"):
             layer.backward(dy, accumulate=True)
         assert np.array_equal(backend.to_numpy(layer.dW), before)
+
+
+COPIES = {
+    "copy": copy.copy,
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda layer: pickle.loads(pickle.dumps(layer)),  # noqa: S301 - our own
+    "old pickle": lambda layer: pickle.loads(pickle.dumps(layer, 2)),  # noqa: S301 - our own
+}
+
+
+class Named(AffineLayer):
+    """A subclass with attributes of its own, one of which no pickle takes."""
+
+    __slots__ = ("label",)
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.label, self.others, self.lock, self.me = "a label", [1], threading.Lock(), self
+
+    def __getstate__(self) -> Any:
+        attributes, slots = super().__getstate__()
+        del attributes["lock"]
+        return attributes, slots
+
+    def __setstate__(self, state: Any) -> None:
+        super().__setstate__(state)
+        self.lock = threading.Lock()
+
+
+@pytest.mark.parametrize("how", COPIES)
+class TestCopies:
+    """A copy or a pickle is the layer without its pending backward."""
+
+    def test_backward_needs_a_forward_again(self, backend: Backend, device: Any, how: str) -> None:
+        if backend.name == "ndonnx":
+            pytest.skip("its arrays can be neither copied in depth nor pickled")
+        dy, x, W, b = on(make_case((3, 2), 4, seed=0), backend, device)
+        layer = AffineLayer(W, b, n_batch_axes=-1)
+        new = COPIES[how](layer)
+        assert new.dW is new.db is None
+        layer.forward(x)
+        dx = backend.to_numpy(layer.backward(dy))
+        new = COPIES[how](layer)
+        with pytest.raises(RuntimeError, match="backward needs a forward before it"):
+            new.backward(dy)
+        for name in ("W", "b", "dW", "db"):
+            old, array = (getattr(one, name) for one in (layer, new))
+            assert (array.dtype, type(array)) == (old.dtype, type(old))
+            assert np.array_equal(backend.to_numpy(array), backend.to_numpy(old))
+            assert (array is old) == (how == "copy" and name in "Wb") or backend.name == "jax"
+        assert new.n_batch_axes == -1
+        new.forward(x)
+        assert np.array_equal(backend.to_numpy(new.backward(dy)), dx)
+        assert np.array_equal(backend.to_numpy(layer.backward(dy)), dx)  # its own is pending still
+
+    @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+    def test_sums_go_on_apart_from_each_other(self, backend: Backend, device: Any, how: str, dtype: str) -> None:
+        if dtype not in backend.dtypes(device) or backend.name == "ndonnx":
+            pytest.skip("it has no such dtype, or its arrays can be neither copied in depth nor pickled")
+        case = make_case((1, 1), 1, seed=0, dtypes=dtype)
+        ones = np.ones_like(case.x.values)
+        dy, x, W, b = on(case.replace_values(x=ones, dy=ones), backend, device)
+        layer = AffineLayer(W, b)
+        layer.forward(x)
+        layer.backward(2048 * dy)
+        half = {"float32": 1, "float16": 1, "bfloat16": 8}[dtype]  # of the distance between numbers above 2048
+        layer.backward(half * dy, accumulate=True)  # 2048 in halves, and more in the sums beside them
+        new = COPIES[how](layer)
+        new.forward(x)
+        for one, more, total in ((layer, 1, 2048 + 2 * half), (new, 5, 2048 + 6 * half)):
+            for _ in range(more):
+                one.backward(half * dy, accumulate=True)
+            for gradient in (one.dW, one.db):
+                assert float(backend.to_numpy(gradient).item()) == total
+
+    @pytest.mark.once
+    def test_sum_that_was_replaced_does_not_come_back(self, how: str) -> None:
+        x = np.ones((2, 1), np.float16)
+        layer = AffineLayer(x[:1], x[0])
+        layer.forward(x)
+        for _ in range(2):
+            layer.backward(x, accumulate=True)
+        layer.dW, layer.db = np.full((1, 1), 100, np.float16), None
+        new = COPIES[how](layer)
+        assert new.db is None
+        new.forward(x)
+        new.backward(x, accumulate=True)
+        assert (new.dW.tolist(), new.db.tolist()) == ([[102]], [2])
+
+    @pytest.mark.once
+    def test_subclasses_keep_what_is_theirs(self, how: str) -> None:
+        layer = Named(np.ones((2, 3)), n_batch_axes=1)
+        layer.forward(np.ones((4, 2)))
+        new = COPIES[how](layer)
+        assert type(new) is Named
+        assert (new.label, new.others) == ("a label", [1])
+        assert (new.others is layer.others) == (how == "copy")
+        assert new.me is (layer if how == "copy" else new)
+        assert new.lock is not layer.lock
+        with pytest.raises(RuntimeError, match="backward needs a forward"):
+            new.backward(np.ones((4, 3)))
+
+    @pytest.mark.once
+    def test_what_is_shared_stays_shared(self, how: str) -> None:
+        layer = AffineLayer(np.ones((2, 3)), np.ones(3))
+        layer.forward(np.ones((4, 2)))
+        layer.backward(np.ones((4, 3)), accumulate=True)
+        model = {"first": layer, "second": AffineLayer(layer.W), "parameters": [layer.W, layer.b], "dW": layer.dW}
+        new = COPIES[how](model)
+        assert new["first"].W is new["second"].W is new["parameters"][0]
+        assert new["first"].b is new["parameters"][1]
+        assert new["first"].dW is new["dW"]
+        assert (new["first"].W is layer.W) == (how == "copy")
+
+    @pytest.mark.once
+    def test_layer_without_its_batch_stays_small(self, how: str) -> None:
+        layer, sizes = AffineLayer(np.ones((2, 3))), []
+        for rows in (1, 100_000):
+            x = np.ones((rows, 2))
+            layer.backward(layer(x), wrt=("W",))
+            sizes.append(len(pickle.dumps(layer)))
+            new, alive = COPIES[how](layer), weakref.ref(x)
+            layer.forward(x[:1].copy())
+            del x
+            assert alive() is None
+            assert new.dW is not None
+        assert sizes[0] == sizes[1]
 
 
 class TestRandom:

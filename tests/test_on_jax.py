@@ -184,6 +184,27 @@ def test_promotion_follows_the_switch_to_64_bits() -> None:
             assert affine(*operands).dtype == dtype
 
 
+def test_layer_needs_no_promotion_of_ranks() -> None:
+    x, W, b = jnp.ones((4, 3)), jnp.ones((3, 2)), jnp.ones(2)
+    with jax.numpy_rank_promotion("raise"):
+        layer = AffineLayer(W, b)
+        assert layer(x).tolist() == [[4, 4]] * 4
+        assert layer.backward(jnp.ones((4, 2))).tolist() == [[2, 2, 2]] * 4
+        assert affine_jvp((x, W, b), (x, W, b))[1].tolist() == [[7, 7]] * 4
+        assert clipped_gradients(jnp.ones((4, 2)), x, W, b, max_norm=100.0).db.tolist() == [4, 4]
+
+
+def test_strict_promotion_is_named_as_the_cause() -> None:
+    x, W = jnp.ones((4, 3), jnp.bfloat16), jnp.ones((3, 2))
+    with jax.numpy_dtype_promotion("strict"):
+        for call in (lambda: affine(x, W), lambda: affine_backward(jnp.ones((4, 2)), x, W.astype(x.dtype))):
+            with pytest.raises(TypeError, match=r"^jax\.numpy has no common dtype of the same kind.*strict.*Cast all"):
+                call()
+        layer = AffineLayer(W)
+        layer(x.astype(W.dtype))
+        assert layer.backward(jnp.ones((4, 2))).tolist() == [[2, 2, 2]] * 4
+
+
 def test_tf32_is_allowed_where_it_is_asked_for(backend: Any) -> None:
     try:
         backend.use_tf32()

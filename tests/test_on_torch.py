@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import os
+import pickle
 import subprocess
 import sys
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,8 +20,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Partial, Replicate, Shard, distribute_tensor
 
 from xaffine import AffineLayer, affine, affine_backward, affine_jvp, affine_vjp
-from xaffine.curvature import affine_double_backward
-from xaffine.per_sample import per_sample_gradient_norms, per_sample_gradients
+from xaffine.curvature import affine_double_backward, kronecker_factors
+from xaffine.per_sample import clipped_gradients, per_sample_gradient_norms, per_sample_gradients
 from xaffine.testing import bounds, checks, make_case, peers
 from xaffine.testing.cases import worst_error
 from xaffine.testing.strategies import cases
@@ -102,6 +106,108 @@ def test_buffers_of_dtypes_apart_from_that_of_the_products_are_filled(backend: A
         assert worst_error(backend.to_numpy(buffer), case.exact()[name])[0] == 0, name
 
 
+class Model(torch.nn.Module):
+    def __init__(self, rows: int = 4) -> None:
+        super().__init__()
+        self.first = torch.nn.Linear(3, 3)
+        self.W, self.b = torch.nn.Parameter(torch.ones(3, 2)), torch.nn.Parameter(torch.zeros(2))
+        self.layer = AffineLayer(self.W, self.b)
+        self.y = self.layer(self.first(torch.ones(rows, 3))).detach()
+
+
+COPIES = {
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda one: pickle.loads(pickle.dumps(one)),  # noqa: S301 - our own
+}
+
+
+@pytest.mark.parametrize("how", COPIES)
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_modules_that_hold_a_layer_are_copied_after_a_step(how: str, accumulate: bool) -> None:
+    model = Model()
+    for _ in range(2):
+        model.layer.backward(model.y, accumulate=accumulate)
+    new = COPIES[how](model)
+    assert new.layer.W is new.W is not model.W
+    assert new.layer.b is new.b
+    assert new.W.requires_grad
+    for name in ("dW", "db"):
+        old, gradient = getattr(model.layer, name), getattr(new.layer, name)
+        assert torch.equal(gradient, old)
+        assert gradient is not old
+        assert not gradient.requires_grad
+    with pytest.raises(RuntimeError, match="backward needs a forward"):
+        new.layer.backward(model.y)
+
+
+@pytest.mark.parametrize("how", COPIES)
+def test_weights_that_autograd_computed_are_copied(how: str) -> None:
+    linear = torch.nn.Linear(3, 2)
+    layer = AffineLayer(linear.weight.mT, linear.bias * 2)
+    layer.more = linear.bias * 3
+    layer.forward(torch.ones(4, 3))
+    new = COPIES[how]([layer, layer])[1]
+    for name in ("W", "b", "more"):
+        old, array = getattr(layer, name), getattr(new, name)
+        assert torch.equal(array, old)
+        assert array.is_leaf
+        assert array.requires_grad
+        assert array.untyped_storage().data_ptr() != old.untyped_storage().data_ptr()
+    shared = COPIES[how]([layer, AffineLayer(layer.W)])
+    assert shared[0].W is shared[1].W
+
+
+def test_shallow_copy_shares_weights_and_their_graph() -> None:
+    linear = torch.nn.Linear(3, 2)
+    layer = AffineLayer(linear.weight.mT, linear.bias)
+    layer.backward(layer(torch.ones(4, 3)))
+    new = copy.copy(layer)
+    assert new.W is layer.W
+    assert new.b is linear.bias
+    new(torch.ones(4, 3)).sum().backward()
+    assert linear.weight.grad is not None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("first", ["sum", "gradient"])
+def test_sums_keep_no_batch_alive(dtype: Any, first: str) -> None:
+    W, b = (torch.nn.Parameter(torch.ones(shape, dtype=dtype)) for shape in ((3, 2), (2,)))
+    layer = AffineLayer(W, b)
+    batches = []
+    for step in range(3):
+        x = torch.ones(4, 3, dtype=dtype)
+        dy = torch.ones(4, 2, dtype=dtype, requires_grad=True) * 1
+        layer.forward(x)
+        layer.backward(dy, accumulate=step > 0 or first == "sum")
+        batches += [weakref.ref(x), weakref.ref(dy)]
+        if step:
+            assert layer.dW.grad_fn is layer.db.grad_fn is None
+            assert not any(wide.requires_grad for _, wide in layer._sums.values() if wide is not None)
+    layer.forward(torch.ones(1, 3, dtype=dtype))
+    del x, dy
+    assert [batch() for batch in batches] == [None] * 6
+    assert (layer.dW.tolist(), layer.db.tolist()) == ([[12, 12]] * 3, [12, 12])
+
+
+def test_gradients_of_one_backward_can_be_differentiated() -> None:
+    layer = AffineLayer(torch.nn.Parameter(torch.ones(3, 2)))
+    x = torch.full((4, 3), 2.0, requires_grad=True)
+    layer.forward(x)
+    dy = torch.ones(4, 2, requires_grad=True)
+    layer.backward(dy)
+    assert torch.autograd.grad(layer.dW.sum(), dy)[0].tolist() == [[6, 6]] * 4
+
+
+def test_gradient_that_autograd_follows_is_not_written_into() -> None:
+    layer = AffineLayer(torch.ones(3, 2))
+    layer.forward(torch.ones(4, 3))
+    layer.dW = held = torch.ones(3, 2, requires_grad=True) * 1
+    layer.backward(torch.ones(4, 2), accumulate=True)
+    assert held.tolist() == [[1, 1]] * 3
+    assert layer.dW.tolist() == [[5, 5]] * 3
+    assert not layer.dW.requires_grad
+
+
 def test_overlapping_buffers_are_refused() -> None:
     shared = torch.ones(2, 7)
     with pytest.raises(ValueError, match="out overlaps x in memory"):
@@ -138,25 +244,126 @@ def test_rejected_buffers_count_as_unchanged() -> None:
     assert w.grad is not None
 
 
-def test_sparse_weights_and_autocast_keep_their_meaning() -> None:
+def test_sparse_weights_keep_their_meaning() -> None:
     y = affine(torch.ones(2, 3), torch.eye(3).to_sparse(), torch.ones(3))
     assert y.tolist() == [[2] * 3] * 2
-    with torch.autocast(y.device.type, dtype=torch.bfloat16):
-        assert affine(torch.ones(2, 3), torch.ones(3, 4), torch.ones(4)).dtype == torch.float32
 
 
-FRESH = """
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64])
+def test_autocast_rounds_no_factors(dtype: torch.dtype) -> None:
+    """1 + 2⁻¹² is 1 in the half precisions; what the layer computes is of the dtype of its operands in any case."""
+    x, W, dy = (torch.full(shape, 1 + 2**-12, dtype=dtype) for shape in ((2, 4), (4, 3), (2, 3)))
+    b, real = torch.zeros(3, dtype=dtype), not dtype.is_complex
+
+    def everything() -> list[Any]:
+        layer, y, buffers = AffineLayer(W, b), torch.empty(2, 3, dtype=dtype), tuple(map(torch.empty_like, (x, W, b)))
+        results = [affine(x, W), affine(x, W, b), affine(x, W, b, out=y), *affine_backward(dy, x, W, b)]
+        results += [*affine_backward(dy, x, W, b, out=buffers), *affine_jvp((x, W), (x, W))]
+        results += [layer(x), layer.backward(dy), layer.backward(dy, accumulate=True), layer.dW, layer.db]
+        results += [*affine_double_backward((x, W, b), dy, x, W, b), per_sample_gradient_norms(dy, x, W)]
+        results += [*per_sample_gradients(dy, x, W, b), *clipped_gradients(dy, x, W, b, max_norm=1.0)[1:]]
+        results += [*per_sample_gradients(dy[None], x[None], W, n_batch_axes=2)][:1]
+        results += [per_sample_gradient_norms(dy[None], x[None], W, n_batch_axes=2)]
+        return results + ([*kronecker_factors(dy, x, W)] if real else [])
+
+    expected = everything()
+    for half in (torch.bfloat16, torch.float16):
+        with torch.autocast(x.device.type, dtype=half):
+            for number, (got, other) in enumerate(zip(everything(), expected, strict=True)):
+                assert torch.equal(got, other), number
+
+
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a:UserWarning")
+def test_autocast_rounds_no_factors_of_recorded_or_compiled_gradients() -> None:
+    x, W = torch.full((2, 4), 1 + 2**-12), torch.full((4, 3), 1 + 2**-12, requires_grad=True)
+    with torch.autocast(x.device.type, dtype=torch.bfloat16):
+        total = affine(x, W).sum()
+        y = torch.compile(affine, fullgraph=True, backend="eager")(x, W.detach())
+    (dW,) = torch.autograd.grad(total, W)  # outside of autocast, as torch advises
+    assert dW.tolist() == [[2 + 2**-11] * 3] * 4
+    assert y.tolist() == [[4 * (1 + 2**-11 + 2**-24)] * 3] * 2  # (1 + 2⁻¹²)², exact in float32
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+@pytest.mark.parametrize("layout", [torch.jagged, torch.strided])
+def test_nested_tensors_are_refused_with_what_fits(layout: torch.layout) -> None:
+    nested = torch.nested.nested_tensor([torch.ones(2, 3), torch.ones(4, 3)], layout=layout)
+    x, W = torch.ones(6, 3), torch.ones(3, 3)
+    for name, call in {
+        "x": lambda: affine(nested, W),
+        "x and dy": lambda: affine_backward(nested, nested, W),
+        "dy": lambda: affine_backward(nested, x, W),
+        "W": lambda: AffineLayer(nested),
+        "out": lambda: affine(x, W, out=nested),
+        "x_dot": lambda: affine_jvp((x, W), (nested, None)),
+    }.items():
+        with pytest.raises(TypeError, match=r"nested tensor\. Pass the rows of all its samples, torch\.cat\("):
+            call()
+        assert affine(torch.cat(nested.unbind()), W).shape == (6, 3), name
+
+
+# Each case runs in a fork of a process that has imported torch and xaffine and has called nothing of xaffine.
+COLD = """
+import os
 import torch
-from xaffine import AffineLayer
-layer = AffineLayer(torch.ones(3, 4), torch.ones(4))
-step = torch.compile(lambda x, dy: (layer.forward(x), layer.backward(dy)), fullgraph=True, backend="eager")
-print(step(torch.ones(2, 3), torch.ones(2, 4))[1].tolist())
+from xaffine import AffineLayer, affine, affine_backward, affine_jvp, affine_vjp, curvature, per_sample
+
+torch.compile(lambda x: x + 1, backend="eager")(torch.ones(1))  # imports the compiler, once for all forks
+
+def a_layer(dy, x, W, b):
+    layer = AffineLayer(W, b)
+    return layer(x), layer.backward(dy), layer.dW, layer.db
+
+def vjp(dy, x, W, b):
+    return affine_vjp(x, W, b)[1](dy)
+
+FUNCTIONS = {
+    "affine": lambda dy, x, W, b: affine(x, W, b),
+    "affine_backward": affine_backward,
+    "affine_vjp": vjp,
+    "affine_jvp": lambda dy, x, W, b: affine_jvp((x, W, b), (x, W, b)),
+    "a layer": a_layer,
+    "norms": per_sample.per_sample_gradient_norms,
+    "gradients": per_sample.per_sample_gradients,
+    "factors": curvature.kronecker_factors,
+}
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int32, torch.complex64]
+
+def run(name, dtypes, warm=None, parameters=False):
+    make = (lambda t: torch.nn.Parameter(t, requires_grad=False)) if parameters else (lambda t: t)
+    shapes = (3, 2), (3, 6), (6, 2), (2,)
+    dy, x, W, b = (make(torch.ones(shape, dtype=dtype)) for shape, dtype in zip(shapes, dtypes))
+    if warm is not None:
+        affine(*(torch.ones(shape, dtype=warm) for shape in shapes[1:]))
+    got = torch.compile(FUNCTIONS[name], fullgraph=True, backend="eager")(dy, x, W, b)
+    expected = FUNCTIONS[name](dy, x, W, b)
+    tuples = (got, expected) if isinstance(got, tuple) else ((got,), (expected,))
+    for one, other in zip(*tuples):
+        assert torch.equal(one, other), (one, other)
+
+CASES = {name: (name, DTYPES[:1] * 4) for name in FUNCTIONS}
+CASES |= {f"vjp in {dtype}": ("affine_vjp", [dtype] * 4) for dtype in DTYPES[1:]}
+CASES |= {f"float32, then {dtype}": ("a layer", [dtype] * 4, torch.float32) for dtype in DTYPES[1:3]}
+CASES |= {f"{dtype} with float64": ("affine_vjp", [dtype, dtype, torch.float64, dtype]) for dtype in DTYPES[2:4]}
+CASES |= {f"Parameters in {dtype}": ("affine_vjp", [dtype] * 4, None, True) for dtype in DTYPES[:3]}
+for name, case in CASES.items():
+    if (child := os.fork()) == 0:
+        try:
+            run(*case)
+        except BaseException as error:
+            print(f"{name}: {type(error).__name__}: {str(error)[:2000]}", flush=True)
+            os._exit(1)
+        os._exit(0)
+    os.waitpid(child, 0)
+print(len(CASES), "cases")
 """
 
 
-def test_layer_compiles_before_anything_else_ran() -> None:
-    child = subprocess.run([sys.executable, "-W", "ignore", "-c", FRESH], capture_output=True, text=True, timeout=300)
-    assert child.stdout.strip() == str([[4.0] * 3] * 2), child.stderr
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks stand for fresh processes, each of which takes seconds")
+def test_compiles_before_anything_else_ran() -> None:
+    """Whatever function, dtype or kind of tensor is the first that a process sees."""
+    child = subprocess.run([sys.executable, "-W", "ignore", "-c", COLD], capture_output=True, text=True, timeout=300)
+    assert child.stdout == "20 cases\n", child.stdout + child.stderr
 
 
 def test_wide_gradients_are_contiguous() -> None:

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import builtins
 import json
+import math
 import os
 import pickle
+import re
+import resource
 import stat
+import subprocess
+import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -118,28 +124,16 @@ class TestWriting:
         def fail(*_: Any) -> None:
             raise OSError(28, "No space left on device")
 
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
         if step == "write":
-            opened = Path.open
-
-            class Full:
-                def __init__(self, inner: Any) -> None:
-                    self.inner = inner
-
-                def __enter__(self) -> Any:
-                    return self
-
-                def __exit__(self, *_: Any) -> None:
-                    self.inner.close()
-
-                def write(self, data: bytes) -> None:
-                    self.inner.write(data[: len(data) // 2])
-                    fail()
-
-            monkeypatch.setattr(Path, "open", lambda self, mode: Full(opened(self, mode)))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
         else:
             monkeypatch.setattr(*((os, "fsync") if step == "fsync" else (Path, "replace")), fail)
-        with pytest.raises(OSError, match="No space left"):
-            AffineLayer.random(5, 4, seed=2).save(file)
+        try:
+            with pytest.raises(OSError, match=r"No space left|File too large"):
+                AffineLayer.random(5, 4, seed=2).save(file)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         monkeypatch.undo()
         assert file.read_bytes() == before
         assert list(file.parent.iterdir()) == [file]
@@ -152,6 +146,125 @@ class TestWriting:
         monkeypatch.setattr(Path, "replace", lambda old, new: (steps.append("replace"), replace(old, new))[1])
         AffineLayer.random(2, 2).save(file)
         assert steps == ["fsync", "replace", "fsync"]
+
+    @pytest.mark.parametrize("mode", [0o600, 0o640, 0o666])
+    def test_mode_is_kept_and_never_wider(self, monkeypatch: pytest.MonkeyPatch, file: Path, mode: int) -> None:
+        AffineLayer.random(2, 2).save(file)
+        file.chmod(mode)
+        os.utime(file, (0, 0))
+        seen: list[int] = []
+        header = storage._header
+
+        def look(*arguments: Any) -> bytes:  # while the new file is still empty
+            seen.extend(stat.S_IMODE(entry.stat().st_mode) for entry in file.parent.iterdir() if entry != file)
+            return header(*arguments)
+
+        monkeypatch.setattr(storage, "_header", look)
+        new = AffineLayer.random(5, 4, seed=1)
+        new.save(file)
+        assert seen == [0o600]
+        assert stat.S_IMODE(file.stat().st_mode) == mode
+        assert file.stat().st_mtime > 0
+        assert np.array_equal(AffineLayer.load(file).W, new.W)
+
+    @pytest.mark.parametrize("umask", [0o077, 0o027, 0o000])
+    def test_new_file_follows_the_umask(self, file: Path, umask: int) -> None:
+        before = os.umask(umask)
+        try:
+            AffineLayer.random(2, 2).save(file)
+        finally:
+            os.umask(before)
+        assert stat.S_IMODE(file.stat().st_mode) == 0o666 & ~umask
+
+    def test_group_that_cannot_be_kept_loses_its_rights(self, monkeypatch: pytest.MonkeyPatch, file: Path) -> None:
+        AffineLayer.random(2, 2).save(file)
+        file.chmod(0o664)
+
+        def refuse(*_: Any) -> None:
+            raise PermissionError
+
+        facts = list(file.stat())
+        facts[stat.ST_GID] += 1
+        new = file.with_name("new")
+        new.touch(0o600)
+        monkeypatch.setattr(os, "chown", refuse)
+        storage._keep_rights(file, os.stat_result(facts), new)
+        assert stat.S_IMODE(new.stat().st_mode) == 0o604
+
+    def test_links_are_followed(self, file: Path, tmp_path: Path) -> None:
+        (tmp_path / "elsewhere").mkdir()
+        first, second = tmp_path / "first", tmp_path / "second"
+        target = tmp_path / "elsewhere" / file.name
+        first.symlink_to("second")
+        second.symlink_to(Path("elsewhere") / file.name)  # to nothing, as yet
+        for seed in (1, 2):
+            layer = AffineLayer.random(5, 4, seed=seed)
+            layer.save(first)
+            assert first.is_symlink()
+            assert second.is_symlink()
+            assert not target.is_symlink()
+            assert np.array_equal(AffineLayer.load(target).W, layer.W)
+            assert np.array_equal(AffineLayer.load(first).W, layer.W)
+        assert list(target.parent.iterdir()) == [target]
+        loop = tmp_path / "loop"
+        loop.symlink_to(loop)
+        for call in (AffineLayer.random(2, 2).save, AffineLayer.load):
+            with pytest.raises(OSError, match="symbolic links"):
+                call(loop)
+        assert loop.is_symlink()
+
+    def test_other_names_of_the_old_file_keep_it(self, file: Path, tmp_path: Path) -> None:
+        old, other = AffineLayer.random(5, 4, seed=1), tmp_path / "other"
+        old.save(file)
+        other.hardlink_to(file)
+        AffineLayer.random(5, 4, seed=2).save(file)
+        assert np.array_equal(AffineLayer.load(other).W, old.W)
+
+    @pytest.mark.parametrize("name", ["n" * 255, "é" * 127, ".", "with space\n"])
+    def test_name_may_have_all_bytes(self, tmp_path: Path, name: str) -> None:
+        file = tmp_path / "folder" / name
+        (tmp_path / "folder").mkdir()
+        if name == ".":
+            with pytest.raises(IsADirectoryError):
+                AffineLayer.random(2, 2).save(file)
+            return
+        for _ in range(2):
+            AffineLayer.random(2, 2, seed=1).save(file)
+        assert np.array_equal(AffineLayer.load(file).W, AffineLayer.random(2, 2, seed=1).W)
+        assert [entry.name for entry in file.parent.iterdir()] == [name]
+
+    def test_what_is_no_regular_file_stays(self, tmp_path: Path) -> None:
+        pipe, link = tmp_path / "pipe", tmp_path / "link"
+        os.mkfifo(pipe)
+        link.symlink_to(os.devnull)
+        for call in (AffineLayer.random(2, 2).save, AffineLayer.load, AffineLayer.load_linear):
+            for path in (pipe, link, Path(os.devnull)):
+                with pytest.raises(OSError, match="is kept in a regular file, not in a device, a pipe or a socket"):
+                    call(path)
+            with pytest.raises(IsADirectoryError, match=str(tmp_path)):
+                call(tmp_path)
+        assert pipe.is_fifo()
+        assert Path(os.devnull).is_char_device()
+        assert {entry.name for entry in tmp_path.iterdir()} == {"pipe", "link"}
+
+    def test_weights_that_make_no_layer_are_not_saved(self, file: Path) -> None:
+        layer = AffineLayer.random(3, 2)
+        layer.b = np.zeros(3, "f")
+        with pytest.raises(ValueError, match=r"b must have the shape \(m,\) = \(2,\)"):
+            layer.save(file)
+        layer.b = np.zeros(2, int)
+        with pytest.raises(TypeError, match="the dtypes must be of one kind"):
+            layer.save(file)
+        assert not file.exists()
+
+    @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+    def test_nothing_is_copied_that_lies_right(self, file: Path, dtype: str) -> None:
+        layer = AffineLayer.random(1000, 2000, dtype=dtype, seed=1)
+        tracemalloc.start()
+        layer.save(file)
+        saved = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert saved < layer.W.nbytes / 10  # buffers, the header, imports
 
     def test_folders_that_cannot_be_synced_are_left_alone(self, monkeypatch: pytest.MonkeyPatch, file: Path) -> None:
         def refuse(*_: Any) -> int:
@@ -187,6 +300,18 @@ def header_of(data: bytes) -> dict[str, Any]:
 def with_header(data: bytes, header: Any) -> bytes:
     text = json.dumps(header).encode()
     return len(text).to_bytes(8, "little") + text + data[8 + int.from_bytes(data[:8], "little") :]
+
+
+def write_checkpoint(file: Path, tensors: dict[str, tuple[str, tuple[int, ...]]]) -> None:
+    """A safetensors file with zeros in tensors of those dtypes and shapes, in this order: a hole in a sparse file."""
+    header, end = {}, 0
+    for name, (code, shape) in tensors.items():
+        width = 8 if code == "BOOL" else int(re.search(r"\d+", code)[0])  # type: ignore[index]
+        start, end = end, end + math.prod(shape) * width // 8
+        header[name] = {"dtype": code, "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    file.write_bytes(len(text).to_bytes(8, "little") + text)
+    os.truncate(file, 8 + len(text) + end)
 
 
 @pytest.mark.once
@@ -282,8 +407,29 @@ class TestReading:
         self.refused(file, file.read_bytes(), "SHA-256")
 
     def test_dtypes_that_no_layer_has(self, file: Path, data: bytes) -> None:
-        save_file({"W": np.ones((2, 2), bool)}, file, header_of(data)["__metadata__"])
-        self.refused(file, file.read_bytes(), r"it holds \[\]")
+        metadata, W = header_of(data)["__metadata__"], np.ones((2, 2), "f")
+        save_file({"W": W > 0}, file, metadata)
+        self.refused(file, file.read_bytes(), r"in dtypes that no layer has: W is BOOL \(2, 2\)\. Nothing was loaded")
+        save_file({"W": W, "b": W[0] > 0}, file, metadata)
+        self.refused(file, file.read_bytes(), r"in dtypes that no layer has: b is BOOL \(2,\)\. Nothing was loaded")
+        save_file({"W": W, "c": W > 0}, file, metadata)
+        self.refused(file, file.read_bytes(), r"must hold W, and b or not; it holds \['W', 'c'\]")
+
+    @pytest.mark.parametrize("b", [np.ones(4, "i4"), np.ones(5, "f")], ids=["kind", "shape"])
+    def test_weights_that_make_no_layer(self, file: Path, b: np.ndarray) -> None:
+        storage.write(file, np.ones((5, 4), "f"), b, None)
+        self.refused(file, file.read_bytes(), "holds weights that make no layer: .*W is float32")
+
+    def test_file_that_is_cut_while_it_is_read(self, monkeypatch: pytest.MonkeyPatch, file: Path) -> None:
+        AffineLayer.random(100, 100).save(file)
+        check = storage._check_saved
+
+        def cut(*arguments: Any) -> None:
+            check(*arguments)
+            os.truncate(file, 20_000)
+
+        monkeypatch.setattr(storage, "_check_saved", cut)
+        self.refused(file, file.read_bytes(), "ends within W: it was cut while it was read")
 
     def test_long_texts_are_cut(self) -> None:
         assert len(storage._short("x" * 1000)) == 201
@@ -309,6 +455,7 @@ class TestReading:
                         corrupted[at : at + length] = data[:length]
                     case _:
                         del corrupted[at:]
+            file.unlink()  # file systems flush what is written in place of something else
             file.write_bytes(corrupted)
             try:
                 layer = AffineLayer.load(file)
@@ -319,6 +466,17 @@ class TestReading:
             assert np.array_equal(layer.b, saved.b)
             assert layer.n_batch_axes == saved.n_batch_axes
         assert refused > 9_000
+
+    def test_header_is_that_of_the_library(self, file: Path, data: bytes) -> None:
+        """It takes our files for its own, and its own layout of one, by whatever order of tensors, is read."""
+        values = {"W": ("float16", np.ones((3, 1), "<f2")), "b": ("float64", np.ones(1, "<f8"))}
+        layer = AffineLayer(values["W"][1], values["b"][1])
+        layer.save(file)
+        metadata = header_of(file.read_bytes())["__metadata__"]
+        save_file({"W": layer.W, "b": layer.b}, file, metadata)
+        assert list(header_of(file.read_bytes())) != list(header_of(data))
+        again = AffineLayer.load(file)
+        assert (again.W.tolist(), again.b.tolist()) == (layer.W.tolist(), layer.b.tolist())
 
 
 class TestLinear:
@@ -351,3 +509,97 @@ class TestLinear:
         file.write_bytes(b"nothing of the kind")
         with pytest.raises(ValueError, match="is no safetensors file"):
             AffineLayer.load_linear(file)
+
+    @pytest.mark.once
+    @pytest.mark.parametrize(
+        "code", ["F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "F4", "F6_E2M3", "F6_E3M2", "BOOL"]
+    )
+    def test_dtypes_that_no_layer_has_are_named(self, file: Path, code: str) -> None:
+        for name, shape in (("weight", (4, 4)), ("bias", (4,))):
+            tensors = {"fc.weight": ("F32", (4, 4)), "fc.bias": ("F32", (4,)), f"fc.{name}": (code, shape)}
+            write_checkpoint(file, tensors)
+            with pytest.raises(ValueError, match=rf"no layer has: fc\.{name} is {code} {re.escape(str(shape))}\. Not"):
+                AffineLayer.load_linear(file, "fc.")
+            write_checkpoint(file, {"conv.weight": (code, (4, 4)), **dict.fromkeys(["fc.weight"], ("F32", (4, 4)))})
+            assert not AffineLayer.load_linear(file, "fc.").W.any()
+
+    @pytest.mark.once
+    @pytest.mark.parametrize(
+        ("prefix", "more"),
+        [
+            ("fc.", "weight_scale"), ("fc.", "input_scale"), ("fc.", "lora_A.weight"), ("fc.", "weight_g"),
+            ("fc.", "base_layer.weight"), ("fc.", "parametrizations.weight.original0"), ("a.fc.", "weight.absmax"),
+            ("fc.", "g_idx"), ("fc.", ""), ("fc.", "."), ("", "weight_scale"), ("", "lora_A"), ("in_proj_", "scale"),
+        ],
+    )  # fmt: skip
+    def test_tensors_beside_weight_and_bias_are_refused(self, file: Path, prefix: str, more: str) -> None:
+        fine = {f"{prefix}weight": ("F32", (2, 4)), f"{prefix}bias": ("F32", (2,))}
+        name = re.escape(f"{prefix}{more}")
+        for code, shape in (("F32", ()), ("F8_E4M3", (3, 1)), ("I32", (0,))):
+            write_checkpoint(file, {**fine, f"{prefix}{more}": (code, shape)})
+            with pytest.raises(
+                ValueError, match=rf"than a weight and a bias: {name} is {code} {re.escape(str(shape))}\."
+            ):
+                AffineLayer.load_linear(file, prefix)
+        write_checkpoint(file, fine)
+        assert AffineLayer.load_linear(file, prefix).W.shape == (4, 2)
+
+    @pytest.mark.once
+    @pytest.mark.parametrize(
+        ("prefix", "other"),
+        [("fc.", "fc2.weight"), ("fc.", "fc"), ("fc.", "a.fc.weight_scale"), ("", "a.b"), ("", "fc.lora_A.weight"),
+         ("l", "layer.weight"), ("in_proj_", "out_proj.weight")],
+    )  # fmt: skip
+    def test_tensors_of_other_modules_are_left_alone(self, file: Path, prefix: str, other: str) -> None:
+        write_checkpoint(file, {f"{prefix}weight": ("F32", (2, 4)), other: ("F8_E4M3", (3,))})
+        assert AffineLayer.load_linear(file, prefix).b is None
+
+    @pytest.mark.once
+    def test_weight_by_another_name_is_not_found(self, file: Path) -> None:
+        write_checkpoint(
+            file, {"fc.weight_packed": ("U8", (2, 4)), "fc.bias": ("F32", (2,)), "a.weight": ("F32", (1,))}
+        )
+        with pytest.raises(
+            ValueError, match=r"in it are \['a\.'\]\. Under .* fc\.bias is F32 \(2,\); fc\.weight_packed is U8"
+        ):
+            AffineLayer.load_linear(file, "fc.")
+        write_checkpoint(file, {f"fc.{i}": ("U8", (2,)) for i in range(7)})
+        with pytest.raises(ValueError, match=r"fc\.4 is U8 \(2,\) and 2 more$"):
+            AffineLayer.load_linear(file, "fc.")
+        with pytest.raises(ValueError, match=r"in it are \[\]$"):
+            AffineLayer.load_linear(file, "gc.")
+
+    @pytest.mark.once
+    @pytest.mark.parametrize(("first", "second"), [("F32", "I32"), ("I8", "BF16"), ("F64", "C64"), ("I64", "U64")])
+    def test_bias_of_another_kind_is_refused(self, file: Path, first: str, second: str) -> None:
+        write_checkpoint(file, {"weight": (first, (2, 4)), "bias": (second, (2,))})
+        with pytest.raises(ValueError, match="holds weights that make no layer: the dtypes must be of one kind"):
+            AffineLayer.load_linear(file)
+
+    @pytest.mark.once
+    def test_bias_of_another_dtype_of_the_kind_is_kept(self, file: Path) -> None:
+        write_checkpoint(file, {"weight": ("F16", (2, 4)), "bias": ("F64", (2,))})
+        layer = AffineLayer.load_linear(file)
+        assert (layer.W.dtype, layer.b.dtype) == (np.float16, np.float64)
+
+    @pytest.mark.once
+    def test_no_more_is_read_than_the_layer(self, file: Path) -> None:
+        others = {f"{name}.weight": ("F32", (1 << 18, 1 << 12)) for name in ("a", "z")}  # 4 GiB each, of holes
+        write_checkpoint(file, {"a.weight": others["a.weight"], "fc.weight": ("F32", (2, 8)), **others})
+        tracemalloc.start()
+        AffineLayer.load_linear(file, "fc.")
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 1 << 20
+        program = f"""
+import resource
+from xaffine import AffineLayer, storage
+resource.setrlimit(resource.RLIMIT_DATA, (1 << 30, 1 << 30))
+print(AffineLayer.load_linear({str(file)!r}, "fc.").W.shape)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+        shape, peak = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, check=True
+        ).stdout.splitlines()
+        assert shape == "(8, 2)"
+        assert int(peak) * 1024 < 1 << 29  # NumPy itself takes less than a tenth of that

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
 import itertools
 import math
 import signal
@@ -12,6 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 import threadpoolctl
+from hypothesis import reject
+from hypothesis.errors import StopTest
 
 from xaffine import AffineLayer, affine, affine_backward
 from xaffine.testing import PROPERTIES, PropertyError, check_affine, from_functions, property_tests
@@ -540,6 +544,65 @@ def test_hang_is_found_within_the_time_limit() -> None:
     with pytest.raises(PropertyError, match=r"no answer within 0.5 s\n  .*test_verifier.py:\d+, in forward:"):
         check_affine(Hangs, seed=0, time_limit=0.5)
     assert time.monotonic() - start < 30  # half a second, not once for every step of shrinking
+
+
+def test_hang_is_no_wrong_answer() -> None:
+    with pytest.raises(PropertyError, match=r"^forward_is_exact did not finish\.\n") as caught:
+        check_affine(Hangs, seed=0, time_limit=0.2)
+    assert not caught.value.finished
+    with pytest.raises(PropertyError, match=r"^backward_is_exact does not hold\.\n") as caught:
+        check_affine(NotTransposed, seed=0)
+    assert caught.value.finished
+
+
+@pytest.mark.parametrize("end", ["answers", "raises"])
+def test_hang_that_the_implementation_catches_is_found(end: str) -> None:
+    class Catches(Plain):
+        def forward(self, x: Any) -> Any:
+            try:
+                time.sleep(1000)
+            except BaseException:
+                if end == "raises":
+                    raise ValueError from None
+            return super().forward(x)
+
+    with pytest.raises(PropertyError, match=r"no answer within 0.1 s\n") as caught:
+        check_affine(Catches, seed=0, time_limit=0.1, max_examples=2)
+    assert not caught.value.finished
+
+
+@pytest.mark.parametrize(
+    "error",
+    [pytest.skip.Exception("skipped"), GeneratorExit(), asyncio.CancelledError(), SystemExit(0), StopTest(0)],
+    ids=lambda error: type(error).__name__,
+)
+def test_whatever_an_implementation_raises_is_no_success(error: BaseException) -> None:
+    class Raises(Plain):
+        def forward(self, _: Any) -> Any:
+            raise error
+
+    with pytest.raises(PropertyError, match=rf"(?s)^forward_is_exact does not hold\..*{type(error).__name__}"):
+        check_affine(Raises, seed=0, max_examples=3)
+
+
+def test_case_that_hypothesis_would_pass_over_is_a_failure() -> None:
+    def rejects(make: Any, case: Any, backend: Any, device: Any = None) -> float:
+        if case.x.values.size > 8:
+            reject()
+        return PROPERTIES[0].check(make, case, backend, device)
+
+    prop = dataclasses.replace(PROPERTIES[0], check=rejects)
+    with pytest.raises(PropertyError, match=r"UnsatisfiedAssumption: .*\n\nHypothesis takes this for a case to pass"):
+        check_affine(Plain, seed=0, max_examples=30, properties=[prop])
+
+
+def test_interrupt_ends_the_verifier() -> None:
+    class Interrupted(Plain):
+        def forward(self, _: Any) -> Any:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        check_affine(Interrupted, seed=0)
 
 
 def test_time_limit_leaves_another_timer_running() -> None:

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from xaffine.command import bench, check, doctor
 from xaffine.command.machine import own_version
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 __all__ = ["main"]
 
@@ -22,12 +29,13 @@ def main(arguments: list[str] | None = None) -> int:
     Returns
     -------
     int
-        The exit code: 0 for right, 1 for wrong, 2 where the command could not run.
+        The exit code: 0 for right, 1 for wrong, 2 where the command could not run, 3 where it did not finish, 130 where
+        it was interrupted.
     """
     parser = argparse.ArgumentParser(
         prog="xaffine",
         description="Verify forward and backward of the affine layer on every array library of this machine.",
-        epilog="Exit code 1: an installed library computes wrong gradients.",
+        epilog="Exit code 1: an installed library computes wrong gradients, 3: the examination of one did not finish.",
     )
     parser.add_argument("--version", action="version", version=f"xaffine {own_version()}")
     doctor.add_arguments(parser)
@@ -36,8 +44,28 @@ def main(arguments: list[str] | None = None) -> int:
     check.add_arguments(subcommands.add_parser("check", help=check.HELP, description=check.DESCRIPTION))
     bench.add_arguments(subcommands.add_parser("bench", help=bench.HELP, description=bench.DESCRIPTION))
     options = parser.parse_args(arguments)
-    exit_code: int = options.run(options)
+    try:
+        with _terminated_as_interrupted():
+            exit_code: int = options.run(options)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        print("xaffine: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where Python writes the rest when it ends
+        print("xaffine: not finished: nobody reads what it prints", file=sys.stderr)
+        return 3
     return exit_code
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Let SIGTERM raise SystemExit in here, so that children are ended and what was found is kept."""
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import sys
 from collections.abc import Callable, Sequence  # noqa: TC003 - fields of a dataclass
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -24,9 +25,9 @@ import array_api_compat
 import numpy as np
 
 __all__ = [
-    "Array", "Backend", "backend_of", "device_of", "dtype_name", "get", "installed", "is_gpu", "is_half",
-    "is_of_kind", "is_recorded", "library_of", "memory_of", "move", "names", "namespace_of", "on_device_of",
-    "overlap", "share_memory",
+    "Array", "Backend", "backend_of", "detached", "device_of", "dtype_name", "get", "installed", "is_gpu", "is_half",
+    "is_of_kind", "is_recorded", "leaf_of", "library_of", "memory_of", "move", "names", "namespace_of",
+    "on_device_of", "overlap", "share_memory",
 ]  # fmt: skip
 
 Array: TypeAlias = Any
@@ -516,7 +517,7 @@ def namespace_of(array: Array) -> ModuleType:
     key = (type(array), getattr(array, "dtype", None))
     xp = _NAMESPACES.get(key)
     if xp is None:
-        if isinstance(array, np.generic | np.matrix | np.ma.MaskedArray):
+        if isinstance(array, (np.generic, np.matrix, np.ma.MaskedArray)):  # a tuple: Dynamo traces no union
             msg = f"{type(array).__name__} does not follow the array API standard"
             raise TypeError(msg)
         xp = _NAMESPACES[key] = array_api_compat.array_namespace(array)
@@ -760,7 +761,10 @@ def device_of(array: Array) -> Any:
 
 
 def on_device_of(array: Array) -> AbstractContextManager[Any]:
-    """The device of a CuPy array, to be entered: CuPy computes on the current one. Other libraries find theirs.
+    """What to enter before computing with an array, so that results are on its device and in its dtype.
+
+    CuPy computes on the current device, which need not be that of its operands, and ``torch.autocast`` makes torch
+    round the factors of products to half precision.
 
     Parameters
     ----------
@@ -770,14 +774,19 @@ def on_device_of(array: Array) -> AbstractContextManager[Any]:
     Returns
     -------
     context manager
-        One that does nothing for arrays of other libraries.
+        The device of a CuPy array; for a torch tensor one that suspends autocast; else one that does nothing.
 
     Examples
     --------
     >>> with on_device_of(np.ones(2)):  # of a CuPy array, its device
     ...     y = np.ones(2) + 1
     """
-    place: AbstractContextManager[Any] = array.device if array_api_compat.is_cupy_array(array) else nullcontext()
+    place: AbstractContextManager[Any] = nullcontext()
+    if array_api_compat.is_cupy_array(array):
+        place = array.device
+    elif array_api_compat.is_torch_array(array) and (kind := array.device.type) != "meta":  # which autocast rejects
+        torch = sys.modules["torch"]  # as Dynamo can trace it
+        place = torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else place
     return place
 
 
@@ -862,6 +871,51 @@ def is_recorded(array: Array) -> bool:
         return False
     torch = importlib.import_module("torch")
     return (array.requires_grad and torch.is_grad_enabled()) or _is_wrapped(array)
+
+
+def detached(array: Array) -> Array:
+    """The array, without what autograd of torch recorded of it: in the same memory, and holding no operand alive.
+
+    Parameters
+    ----------
+    array
+        Of any library, or None.
+
+    Returns
+    -------
+    array
+        The same one, unless it is a tensor that requires a gradient.
+
+    Examples
+    --------
+    >>> x = np.ones(2)
+    >>> detached(x) is x
+    True
+    """
+    return array.detach() if array_api_compat.is_torch_array(array) and array.requires_grad else array
+
+
+def leaf_of(array: Array) -> Array:
+    """The array; for a tensor that autograd of torch computed, one that requires a gradient as if made by the user.
+
+    Parameters
+    ----------
+    array
+        Of any library, or anything else.
+
+    Returns
+    -------
+    array
+        In the same memory. That is what a pickle keeps of such a tensor; torch does not copy it otherwise.
+
+    Examples
+    --------
+    >>> x = np.ones(2)
+    >>> leaf_of(x) is x
+    True
+    """
+    computed = array_api_compat.is_torch_array(array) and not array.is_leaf
+    return array.detach().requires_grad_() if computed else array
 
 
 def _is_wrapped(tensor: Any) -> bool:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any
 
 from xaffine import backends, initializers
-from xaffine.backends import is_half, is_recorded, namespace_of, on_device_of
+from xaffine.backends import detached, is_half, is_recorded, leaf_of, namespace_of, on_device_of
 from xaffine.functional import OPERANDS, affine_vjp
 from xaffine.kernels import kernel_of
 from xaffine.shapes import cast, check_parameters, check_sum, describe, is_writable
@@ -52,6 +53,10 @@ class AffineLayer:
     A layer keeps one forward: the latest. For several at once, or from several threads, use
     `xaffine.affine_vjp`, which hands out the backward of each call.
 
+    A copy or a pickle is the layer without its pending backward: it holds no x, and needs a forward of its own before
+    a backward. It has dW and db and goes on with their sums, apart from those of the original. `copy.copy` shares W
+    and b, `copy.deepcopy` and `pickle` do not; of tensors that autograd of torch computed, these hold the values alone.
+
     Examples
     --------
     >>> import numpy as np
@@ -80,6 +85,39 @@ class AffineLayer:
     def __repr__(self) -> str:
         axes = "" if self.n_batch_axes is None else f", n_batch_axes={self.n_batch_axes}"
         return f"<AffineLayer{axes}: {describe(W=self.W, b=self.b)}>"
+
+    def __getstate__(self) -> Any:
+        """All that a copy or a pickle has: not the pending backward, and of the gradients the values alone."""
+        state = super().__getstate__()
+        attributes, *slots = state if isinstance(state, tuple) else (state,)  # a subclass may have slots
+        attributes = {name: value for name, value in attributes.items() if name != "_vjp"}
+        attributes["_sums"] = {}
+        for name in ("dW", "db"):
+            attributes[name] = detached(getattr(self, name))
+            total, wide = self._sums.get(name, (None, None))
+            if total is getattr(self, name):  # else another gradient has replaced it
+                attributes["_sums"][name] = attributes[name], wide
+        return (attributes, *slots) if slots else attributes
+
+    def __setstate__(self, state: Any) -> None:
+        for attributes in state if isinstance(state, tuple) else (state,):
+            for name, value in attributes.items():
+                setattr(self, name, value)
+
+    def __copy__(self) -> Self:
+        new = object.__new__(type(self))
+        new.__setstate__(self.__getstate__())
+        new.dW, new.db, new._sums = copy.deepcopy((new.dW, new.db, new._sums))  # sums are added to in place
+        return new
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        new = memo[id(self)] = object.__new__(type(self))
+        for value in vars(self).values():
+            leaf = leaf_of(value)
+            if leaf is not value and id(value) not in memo:  # torch pickles such a tensor, and refuses to copy it
+                memo[id(value)] = copy.deepcopy(leaf, memo)
+        new.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        return new
 
     def __call__(self, x: Array) -> Array:
         """Compute y = x W + b, as `forward`.
@@ -167,6 +205,10 @@ class AffineLayer:
         Sums of half-precision gradients are kept in float32 beside dW and db, which are rounded from them each time. A
         dW that was assigned anew starts a new sum; what is written into one is not seen.
 
+        Outside ``torch.no_grad()``, autograd records what is computed from a ``torch.nn.Parameter``: a dW or db can
+        then be differentiated once more, and keeps its batch in memory for that. Sums are stored without that record,
+        which would keep every batch; they cannot be differentiated.
+
         Examples
         --------
         >>> import numpy as np
@@ -199,8 +241,8 @@ class AffineLayer:
         return dx
 
     def _sum(self, name: str, new: Array) -> tuple[Array, Array | None]:
-        """What is there and what is new, and of halves the same in float32."""
-        old = getattr(self, name)
+        """Return old + new and, for half precision, the float32 sum: as values, without what autograd recorded."""
+        old, new = getattr(self, name), detached(new)
         if old is None:
             return new, None
         xp = namespace_of(old)
@@ -208,7 +250,7 @@ class AffineLayer:
         with on_device_of(old):
             if is_half(old.dtype):
                 known, wide = self._sums.get(name, (None, None))
-                wide = cast(xp, old, xp.float32) if known is not old or wide is None else wide
+                wide = cast(xp, detached(old), xp.float32) if known is not old or wide is None else wide
                 wide = xp.add(wide, cast(xp, new, xp.float32))
                 total = cast(xp, wide, old.dtype)
                 if in_place:
@@ -218,7 +260,7 @@ class AffineLayer:
             if in_place:
                 old += new
                 return old, None
-            return xp.add(old, new), None
+            return xp.add(detached(old), new), None
 
     @classmethod
     def random(
@@ -323,16 +365,24 @@ class AffineLayer:
         Parameters
         ----------
         path : path-like
-            A safetensors file with tensors "W" and "b", which that library reads by itself.
+            A safetensors file with tensors "W" and "b", which that library reads by itself. A symbolic link is
+            followed.
 
         Raises
         ------
         ImportError
             safetensors is not installed.
         OSError
-            The file cannot be written; one that was there is as it was.
+            The file cannot be written, or the path is that of a folder, a device or a pipe; what was there stays.
         TypeError
             A dtype that the format lacks: complex128.
+        TypeError, ValueError
+            Weights that make no layer, as in the constructor.
+
+        Notes
+        -----
+        The new file has the mode of the old one, and its owner, group and extended attributes where that is allowed.
+        Other names of the old file (hard links) keep the old one.
 
         Examples
         --------
@@ -346,6 +396,7 @@ class AffineLayer:
         """
         from xaffine import storage  # hashes and JSON, whose import takes as long as all the rest
 
+        check_parameters(self.W, self.b)
         storage.write(path, self.W, self.b, self.n_batch_axes)
 
     @classmethod
@@ -393,7 +444,7 @@ class AffineLayer:
         Parameters
         ----------
         path : path-like
-            A safetensors checkpoint.
+            A safetensors checkpoint, of which no more is read than the layer.
         prefix : str
             What stands before "weight" and "bias", such as "encoder.fc1.".
         xp, device
@@ -402,10 +453,14 @@ class AffineLayer:
         Raises
         ------
         ImportError, RuntimeError, OSError, ValueError
-            As `load`; ValueError too where the checkpoint has no such weight.
+            As `load`; ValueError too where the checkpoint has no such weight, or more than a weight and a bias.
 
         Notes
         -----
+        Every tensor whose name begins with the prefix must be one of the two: scales of quantised weights, adapters and
+        the like change what the layer computes. After a prefix that does not end in a dot, such as the empty one, names
+        with a dot are those of other modules.
+
         A ``torch.nn.Linear`` in memory needs no file: ``AffineLayer(linear.weight.detach().mT, linear.bias.detach())``
         shares its weights.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
+from functools import reduce
 from itertools import combinations_with_replacement
 from types import ModuleType  # noqa: TC003 - fields of a NamedTuple
 from typing import Any, NamedTuple
@@ -147,6 +148,7 @@ def check_out(name: str, out: Array, like: Array, shape: tuple[int, ...], dtype:
     """
     if type(out) is type(like) is np.ndarray and out.dtype is dtype and out.shape == shape and is_writable(out):
         return  # at a glance
+    _refuse_nested({name: out})
     error: type[Exception] = TypeError
     try:
         same_library = namespace_of(out) is namespace_of(like)
@@ -323,6 +325,7 @@ _COMMON_DTYPES: dict[tuple[type, Any], Any] = {}
 
 def _check_together(**operands: Any) -> Any:
     """Check that the operands are arrays of one library, one device and one kind of dtype; return the common dtype."""
+    _refuse_nested(operands)
     signatures = {(type(operand), getattr(operand, "dtype", None)) for operand in operands.values()}
     dtype = _COMMON_DTYPES.get(next(iter(signatures))) if len(signatures) == 1 else None
     if dtype is None:
@@ -337,6 +340,22 @@ def _check_together(**operands: Any) -> Any:
     return dtype
 
 
+def _refuse_nested(operands: dict[str, Any]) -> None:
+    """Refuse nested tensors of torch: some of them have no shape to ask for, the others an extent that varies."""
+    nested = [name for name, operand in operands.items() if getattr(operand, "is_nested", False)]
+    if nested:
+        msg = (
+            f"{' and '.join(nested)} must have one extent along each axis, and {nested[0]} is a nested tensor. "
+            f"Pass the rows of all its samples, torch.cat({nested[0]}.unbind())"
+        )
+        raise TypeError(msg)
+
+
+# Methods that make an array of what the asarray of a library would misread: a masked array would lose its mask, and a
+# sparse matrix of SciPy would become one object.
+_CONVERSIONS = ("filled", "toarray", "todense", "to_numpy")
+
+
 def _check_library(operands: dict[str, Any]) -> ModuleType:
     namespaces: dict[str, ModuleType] = {}
     strangers: list[str] = []
@@ -348,10 +367,15 @@ def _check_library(operands: dict[str, Any]) -> ModuleType:
     first = next(iter(namespaces.values()), None)
     library = "numpy" if first is None else library_of(first)
     if strangers:
+        name = next((name for name in strangers if hasattr(operands[name], "filled")), strangers[0])
+        method = next((method for method in _CONVERSIONS if hasattr(operands[name], method)), None)
+        remedy = f"{library}.asarray({name})" if method is None else f"{name}.{method}()"
+        if method == "filled":
+            remedy = f"{name}.filled(0), with the value that masked elements stand for"
         msg = (
             f"{' and '.join(strangers)} {'is no array' if len(strangers) == 1 else 'are no arrays'} of a library that "
             f"follows the array API standard: "
-            f"{describe(**operands)}. Make it one first, for example {library}.asarray({strangers[0]})"
+            f"{describe(**operands)}. Make it one first, for example {remedy}"
         )
         raise TypeError(msg)
     others = [name for name, xp in namespaces.items() if xp is not first]
@@ -368,17 +392,24 @@ def _check_dtypes(xp: ModuleType, operands: dict[str, Any]) -> Any:
     dtypes = [operand.dtype for operand in operands.values()]
     kinds = [next((i for i, kind in enumerate(_KINDS) if is_of_kind(xp, dtype, kind)), -1) for dtype in dtypes]
     if min(kinds) == max(kinds) != -1:
+        reason = ""
         try:
-            common = xp.result_type(*dtypes)  # of a single dtype too: it undoes a foreign byte order
-        except (TypeError, ValueError, RuntimeError):  # how libraries say that two dtypes do not promote
-            common = None
+            # Of a single dtype, too: it undoes a foreign byte order. Dynamo traces no result_type of halves.
+            common = reduce(getattr(xp, "promote_types", xp.result_type), dtypes, dtypes[0])
+        except (TypeError, ValueError, RuntimeError) as error:  # how libraries say that two dtypes do not promote
+            common, reason = None, f" ({' '.join(str(error).split())})"
         if common is not None and is_of_kind(xp, common, _KINDS[kinds[0]]):
             return common
+        msg = (
+            f"{library_of(xp)} has no common dtype of the same kind for these: {describe(**operands)}{reason}. "
+            f"Cast all of them to one dtype first, with xp.astype"
+        )
+        raise TypeError(msg)
     widest = dtype_name(dtypes[kinds.index(max(kinds))]) if max(kinds) != -1 else "a floating dtype"
     others = [name for name, operand in operands.items() if dtype_name(operand.dtype) != widest]
     msg = (
-        f"the dtypes must be of one kind (integer, real floating or complex floating) and have a common dtype: "
-        f"{describe(**operands)}. Cast {' and '.join(others)} to {widest} first, with xp.astype"
+        f"the dtypes must be of one kind, integer, real floating or complex floating: {describe(**operands)}. "
+        f"Cast {' and '.join(others)} to {widest} first, with xp.astype"
     )
     raise TypeError(msg)
 

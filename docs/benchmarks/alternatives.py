@@ -1,14 +1,17 @@
-"""Time what the CuPy kernel could do otherwise: print one JSON object. Needs a CUDA device.
+"""Time what the CuPy kernel could do otherwise, and write the figures to a file. Needs a CUDA device.
 
-    python docs/benchmarks/alternatives.py
+    python docs/benchmarks/alternatives.py FILE              # everything
+    python docs/benchmarks/alternatives.py FILE --db-alone   # a copy, and db in float32 at (65536, 4096)
 
-Every alternative is called in turn with the device's cache emptied, and timed by device events: db by the kernel, by
-one sum and by a product with ones; y with the bias added after the product, and fused into it; dW and db apart, and in
-one product. What cannot run says why.
+The file is JSON and is written anew after every row, so that a run that is cut off keeps what it measured. Every
+alternative is called in turn with the device's cache emptied, and timed by device events: db by the kernel, by one sum
+and by a product with ones; products of halves with and without sums in half precision, and how far they are off; y with
+the bias added after the product, and fused into it; dW and db apart, and in one product. What cannot run says why.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 import sys
@@ -20,11 +23,18 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from xaffine import backends
 from xaffine.command.clock import Clock, clock_of
+from xaffine.command.files import replace_text
+from xaffine.testing.bounds import unit_roundoff
 
 Ways: TypeAlias = dict[str, Callable[[], Any]]
 
 SUMS = ((64, 512), (4096, 4096), (65536, 10), (65536, 64), (65536, 4096), (262144, 32))
 PRODUCTS = ((4096, 4096, 4096), (8192, 1024, 4096), (4096, 4096, 512), (65536, 784, 10))
+HALVES = (
+    (32, 1024, 8), (32, 4096, 8), (64, 4096, 64), (16, 65536, 16), (64, 65536, 64), (512, 16384, 512),
+    (784, 65536, 16), (4096, 4096, 4096),
+)  # fmt: skip
+COLUMNS = (65536, 4096)
 DTYPES = ("float32", "float16", "bfloat16")
 ROUNDS = 11
 
@@ -46,6 +56,31 @@ def ways_to_sum(cupy: Any, kernel: Any, dy: Any) -> Ways:
         return db
 
     return {"kernel": by_the_kernel, "one sum": by_one_sum, "ones @ dy": by_a_product}
+
+
+def ways_to_multiply_halves(cupy: Any, x: Any, W: Any) -> Ways:
+    """One product, every math mode of cuBLAS that matters."""
+    cublas, handle = cupy.cuda.cublas, cupy.cuda.get_cublas_handle()
+    y = cupy.empty((len(x), W.shape[1]), x.dtype)
+
+    def with_mode(mode: int) -> Callable[[], Any]:
+        def multiply() -> Any:
+            before = cublas.getMathMode(handle)
+            cublas.setMathMode(handle, mode)
+            x.dot(W, y)
+            cublas.setMathMode(handle, before)
+            return y
+
+        return multiply
+
+    return {"sums in float32": with_mode(16), "as cuBLAS likes": with_mode(0)}
+
+
+def worst_errors(ways: Ways, x: Any, W: Any, dtype: str) -> dict[str, float]:
+    """The largest relative error of each way, in unit roundoffs of the dtype; of positive factors."""
+    exact = x.astype("float64").dot(W.astype("float64"))
+    u = float(unit_roundoff(dtype))
+    return {name: float((abs(way().astype("float64") - exact) / exact).max()) / u for name, way in ways.items()}
 
 
 def ways_forward(cupy: Any, cublaslt: Any, x: Any, W: Any, b: Any) -> Ways:
@@ -97,12 +132,13 @@ def agree(ways: Ways) -> dict[str, str]:
     for name, way in ways.items():
         try:
             results = way()
-            values = [each.tolist() for each in (results if isinstance(results, tuple) else (results,))]
+            # Copies, since all ways fill the same memory; compared on the device, which takes a moment.
+            values = [each.astype("float32") for each in (results if isinstance(results, tuple) else (results,))]
         except Exception as error:  # whatever it is, it is the finding
             faults[name] = f"{type(error).__name__}: {error}"
             continue
         first = values if first is None else first
-        if values != first:
+        if not all(bool((a == b).all()) for a, b in zip(values, first, strict=True)):
             faults[name] = "another result"
     return faults
 
@@ -127,25 +163,53 @@ def time_all(clock: Clock, ways: Ways, faults: dict[str, str]) -> dict[str, Any]
     return faults | {name: statistics.median(some) for name, some in samples.items()}
 
 
-def measure(
-    cupy: Any, kernel: Any, cublaslt: Any, draw: Callable[..., Any], clock: Clock, more: dict[str, Any]
-) -> dict[str, Any]:
-    """All ways on all shapes; ``draw(kind, dtype, *shape)`` draws "integers" to compare and "floats" to time."""
+def rate_of_a_copy(cupy: Any, draw: Callable[..., Any], clock: Clock) -> float:
+    """The bytes that a copy of a gibibyte reads and writes in a second."""
     source, target = draw("floats", "float32", 2**28), draw("floats", "float32", 2**28)
-    copy = time_all(clock, {"copy": lambda: cupy.copyto(target, source)}, {})["copy"]
-    found: dict[str, Any] = {"copied bytes a second": 2 * source.nbytes / copy, "db": [], "y": [], "dW and db": []}
+    seconds: float = time_all(clock, {"copy": lambda: cupy.copyto(target, source)}, {})["copy"]
+    return 2 * int(source.nbytes) / seconds
 
-    def add(result: str, dtype: str, shape: tuple[int, ...], make: Callable[[str], Ways], **facts: Any) -> None:
-        seconds = time_all(clock, make("floats"), agree(make("integers")))
+
+def measure(
+    cupy: Any,
+    kernel: Any,
+    cublaslt: Any,
+    draw: Callable[..., Any],
+    clock: Clock,
+    more: dict[str, Any],
+    save: Callable[[dict[str, Any]], None],
+    *,
+    db_alone: bool = False,
+) -> None:
+    """All ways on all shapes, saved after each row.
+
+    ``draw(kind, dtype, *shape)`` draws "integers" to compare, "floats" to time, and "positive" floats.
+    """
+    found: dict[str, Any] = {"copied bytes a second": rate_of_a_copy(cupy, draw, clock)}
+    found |= {"db": [], "halves": [], "y": [], "dW and db": []}
+
+    def add(result: str, dtype: str, shape: tuple[int, ...], seconds: dict[str, Any], **facts: Any) -> None:
         found[result].append({"dtype": dtype, "shape": list(shape), **facts, "seconds": seconds})
+        save(found)
 
-    for dtype in DTYPES:
-        for N, m in SUMS:
+    def compare(make: Callable[[str], Ways]) -> dict[str, Any]:
+        return time_all(clock, make("floats"), agree(make("integers")))
+
+    for dtype in ("float32",) if db_alone else DTYPES:
+        for N, m in (COLUMNS,) if db_alone else SUMS:
 
             def sums(kind: str, dtype: str = dtype, N: int = N, m: int = m) -> Ways:
                 return ways_to_sum(cupy, kernel, draw(kind, dtype, N, m))
 
-            add("db", dtype, (N, m), sums, bytes=N * m * (4 if dtype == "float32" else 2))
+            add("db", dtype, (N, m), compare(sums), bytes=N * m * (4 if dtype == "float32" else 2))
+    if db_alone:
+        return
+    for dtype in DTYPES:
+        for N, n, m in HALVES if dtype != "float32" else ():
+            x, W = draw("positive", dtype, N, n), draw("positive", dtype, n, m)
+            halves = ways_to_multiply_halves(cupy, x, W)
+            add("halves", dtype, (N, n, m), time_all(clock, halves, {}), errors=worst_errors(halves, x, W, dtype))
+    for dtype in DTYPES:
         for shape in PRODUCTS:
 
             def forward(kind: str, dtype: str = dtype, shape: Any = shape) -> Ways:
@@ -158,13 +222,17 @@ def measure(
                 N, n, m = shape
                 return ways_backward(cupy, kernel, draw(kind, dtype, N, m), draw(kind, dtype, N, n), more)
 
-            add("y", dtype, shape, forward)
-            add("dW and db", dtype, shape, backward)
-    return found
+            add("y", dtype, shape, compare(forward))
+            add("dW and db", dtype, shape, compare(backward))
 
 
-def main() -> int:
-    """Measure on the first GPU, and print."""
+def main(arguments: list[str] | None = None) -> int:
+    """Measure on the first GPU."""
+    parser = argparse.ArgumentParser(description="Time what the CuPy kernel could do otherwise.")
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--db-alone", action="store_true")
+    options = parser.parse_args(arguments)
+
     import cupy
 
     from xaffine.kernels import cublaslt
@@ -173,7 +241,7 @@ def main() -> int:
     backend = backends.get("cupy")
     cublaslt._WORK = 1  # whether it pays is what is asked
     more: dict[str, Any] = {}
-    if cublaslt._is_cut_to_tf32(cupy.dtype("float32")):
+    if cublaslt._nvmath() is not None and cublaslt._is_cut_to_tf32(cupy.dtype("float32")):
         from nvmath.linalg import ComputeType
 
         more["compute_type"] = ComputeType.COMPUTE_32F_FAST_TF32
@@ -181,10 +249,13 @@ def main() -> int:
     def draw(kind: str, dtype: str, *shape: int) -> Any:
         if kind == "integers":  # small enough that every sum is exact
             return cupy.random.randint(-1, 2, shape).astype("float32").astype(backend.dtype(dtype))
-        return cupy.random.standard_normal(shape, dtype="float32").astype(backend.dtype(dtype))
+        array = cupy.random.standard_normal(shape, dtype="float32")
+        return (abs(array) if kind == "positive" else array).astype(backend.dtype(dtype))
 
-    clock = clock_of(backend, backend.devices[0])
-    json.dump(measure(cupy, kernel, cublaslt, draw, clock, more), sys.stdout)
+    def save(found: dict[str, Any]) -> None:
+        replace_text(options.file, json.dumps(found) + "\n")
+
+    measure(cupy, kernel, cublaslt, draw, clock_of(backend, backend.devices[0]), more, save, db_alone=options.db_alone)
     return 0
 
 

@@ -21,13 +21,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xaffine import AffineLayer
+from xaffine.__main__ import main as xaffine_command
 from xaffine.command.plot import draw_ratios
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 HERE = Path(__file__).parent
-DATA = HERE / "cpu.json"
+DATA, UNFINISHED = HERE / "cpu.json", HERE / "cpu.unfinished"
 DTYPES = ("float32", "float64")
 TALL = ((65536, 64, 32), (65536, 784, 10), (262144, 32, 32))
 SQUARES = ((1024, 1024, 1024), (4096, 2048, 2048))
@@ -95,9 +96,11 @@ def measure_sum() -> dict[str, float]:
 
 def measure() -> dict[str, Any]:
     """All figures."""
-    command = [sys.executable, "-m", "xaffine", "bench", "--rounds", "11", "--dtype", *DTYPES, "--json", str(DATA)]
-    subprocess.run(command, check=True)  # noqa: S603 - our own command
-    found: dict[str, Any] = json.loads(DATA.read_text(encoding="utf-8"))
+    exit_code = xaffine_command(["bench", "--rounds", "11", "--dtype", *DTYPES, "--json", str(UNFINISHED)])
+    if exit_code:
+        print(f"what was measured is in {UNFINISHED}", file=sys.stderr)
+        sys.exit(exit_code)
+    found: dict[str, Any] = json.loads(UNFINISHED.read_text(encoding="utf-8"))
     found["peak"] = measure_peak()
     found["import"] = measure_import()
     found["growth"] = {dtype: {str(shape): measure_growth(shape, dtype) for shape in TALL} for dtype in DTYPES}
@@ -211,9 +214,14 @@ def main() -> None:
     else:
         found = measure()
         DATA.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        UNFINISHED.unlink()
     draw_ratios(found, HERE / "cpu.svg")
     (HERE / "README.md").write_text(write_page(found), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("interrupted; what xaffine bench measured, if it was done, is in", UNFINISHED, file=sys.stderr)
+        sys.exit(130)

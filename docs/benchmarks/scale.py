@@ -30,7 +30,7 @@ import distributed
 import matplotlib as mpl
 import numpy as np
 import zarr
-from distributed import Client, LocalCluster
+from distributed import Client
 
 from xaffine import AffineLayer, affine_vjp, functional
 from xaffine.command.machine import describe_machine
@@ -56,16 +56,8 @@ FUTURE_WORKERS, FUTURE_ROWS, FUTURE_CHUNK = 1000, 10**12, GiB
 @contextmanager
 def cluster(workers: int) -> Iterator[Client]:
     """Fresh workers of one thread each."""
-    with (
-        LocalCluster(
-            n_workers=workers,
-            threads_per_worker=1,
-            memory_limit=MEMORY,
-            host="127.0.0.1",
-            dashboard_address="127.0.0.1:0",
-        ) as running,
-        Client(running) as client,
-    ):
+    new_cluster = runpy.run_path(str(EXAMPLE))["new_cluster"]
+    with new_cluster(n_workers=workers, memory_limit=MEMORY, host="127.0.0.1") as running, Client(running) as client:
         yield client
 
 
@@ -171,18 +163,18 @@ def measure_wire() -> list[dict[str, Any]]:
     return rows
 
 
-def measure(folder: Path) -> dict[str, Any]:
-    """All figures."""
-    return {
+def measure(folder: Path, found: dict[str, Any]) -> None:
+    """Fill in all figures."""
+    found |= {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         **describe_machine(),
         "dask": dask.__version__,
         "distributed": distributed.__version__,
         "zarr": zarr.__version__,
-        "overhead": measure_overhead(),
-        "wire": measure_wire(),
-        "growth": measure_growth(folder),
     }
+    found["overhead"] = measure_overhead()
+    found["wire"] = measure_wire()
+    found["growth"] = measure_growth(folder)
 
 
 def by_size(found: dict[str, Any], key: str) -> dict[int, float]:
@@ -361,7 +353,13 @@ def main() -> None:
     elif options.folder is None:
         parser.error("name a --folder for the data")
     else:
-        found = measure(options.folder)
+        found = {}
+        try:
+            measure(options.folder, found)
+        except KeyboardInterrupt:
+            unfinished = DATA.with_suffix(".unfinished")
+            unfinished.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+            parser.exit(130, f"interrupted; what was measured is in {unfinished}\n")
         DATA.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     draw(found, PLOT)
     PAGE.write_text(write_page(found), encoding="utf-8")

@@ -10,9 +10,10 @@ Needs ``pip install ".[cli,testing,plot]"`` and thinc; an array library that is 
 from __future__ import annotations
 
 import datetime
+import io
 import json
-import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import matplotlib as mpl
 
 import xaffine
 from xaffine import backends
+from xaffine.__main__ import main as xaffine_command
 from xaffine.command.machine import describe_machine
 from xaffine.testing import PROPERTIES
 from xaffine.testing.cases import FEATURES
@@ -40,41 +42,40 @@ MARKS = {True: "holds", False: "**fails**"}
 
 
 def check(target: str, backend: str, *arguments: str) -> dict[str, Any] | str:
-    """The report of ``xaffine check``, or why it could not run."""
+    """The report of ``xaffine check``, or why it could not run; a KeyboardInterrupt where it was interrupted."""
     examples = str(EXAMPLES.get(backend, 200))
-    command = [sys.executable, "-m", "xaffine", "check", target, "--backend", backend, "--examples", examples]
-    command += ["--seed", "0", "--json", *arguments]
-    child = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our own command
-    if child.returncode == 2:
-        return child.stderr.strip()
+    command = ["check", target, "--backend", backend, "--examples", examples, "--seed", "0", "--json", *arguments]
+    with redirect_stdout(io.StringIO()) as stdout, redirect_stderr(io.StringIO()) as stderr:
+        exit_code = xaffine_command(command)
+    if exit_code == 130:
+        raise KeyboardInterrupt
+    if exit_code == 2:
+        return stderr.getvalue().strip()
     folders = sorted({str(Path(xaffine.__file__).parents[1]), *filter(None, sys.path)}, key=len, reverse=True)
-    text = child.stdout
+    text = stdout.getvalue()
     for folder in folders:  # where things lie on this machine is of no use elsewhere
         text = text.replace(f"{folder}/", "")
     report: dict[str, Any] = json.loads(text)
     return report
 
 
-def measure(names: list[str]) -> dict[str, Any]:
-    """Run some implementations, all if none is named."""
-    reports: dict[str, Any] = json.loads(DATA.read_text(encoding="utf-8"))["reports"] if names else {}
+def measure(names: list[str], reports: dict[str, Any]) -> None:
+    """Run some implementations, all if none is named, and fill in the report of each when it is whole."""
     targets = {name: (f"xaffine.testing.peers:{attribute}", backend) for name, (attribute, backend) in PEERS.items()}
     targets |= {f"xaffine on {name}": ("xaffine:AffineLayer", name) for name in backends.names()}
     for name in names or targets:
         target, backend = targets[name]
         print(name, flush=True)
-        report = reports[name] = {"float32": check(target, backend)}
-        if isinstance(report["float32"], str):
-            continue
-        for dtype in HALVES:
-            if dtype in backends.get(backend).dtypes() and target != "xaffine.testing.peers:thinc_linear":
-                report[dtype] = check(target, backend, "--dtype", dtype)
-        for gap in report["float32"]["gaps"]:
-            feature = gap.partition(" ")[0]
-            if feature in FEATURES:
-                report[feature] = check(target, backend, "--supports", feature)
-    today = datetime.datetime.now(datetime.UTC).date().isoformat()
-    return {"date": today, **describe_machine(), "thinc": version("thinc"), "reports": reports}
+        report = {"float32": check(target, backend)}
+        if isinstance(report["float32"], dict):
+            for dtype in HALVES:
+                if dtype in backends.get(backend).dtypes() and target != "xaffine.testing.peers:thinc_linear":
+                    report[dtype] = check(target, backend, "--dtype", dtype)
+            for gap in report["float32"]["gaps"]:
+                feature = gap.partition(" ")[0]
+                if feature in FEATURES:
+                    report[feature] = check(target, backend, "--supports", feature)
+        reports[name] = report
 
 
 def write_page(found: dict[str, Any]) -> str:
@@ -188,8 +189,29 @@ def failures(report: Any, tiers: tuple[str, ...] | None = None) -> list[tuple[st
     ]
 
 
-if __name__ == "__main__":
+def main() -> int:
+    """Verify, unless the page alone is asked for, and write; the exit code."""
+    found = json.loads(DATA.read_text(encoding="utf-8"))
+    before, exit_code = found["reports"], 0
+    reports: dict[str, Any] = {}
     if "--page" not in sys.argv:
-        DATA.write_text(json.dumps(measure(sys.argv[1:]), indent=1) + "\n", encoding="utf-8")
-    draw(json.loads(DATA.read_text(encoding="utf-8")), HERE / "conformance.svg")
-    (HERE / "README.md").write_text(write_page(json.loads(DATA.read_text(encoding="utf-8"))), encoding="utf-8")
+        try:
+            measure(sys.argv[1:], reports)
+        except KeyboardInterrupt:
+            print(
+                f"interrupted; written are {', '.join(reports) or 'none'}, the others stay as they were",
+                file=sys.stderr,
+            )
+            exit_code = 130
+    if reports:
+        today = datetime.datetime.now(datetime.UTC).date().isoformat()
+        found = {"date": today, **describe_machine(), "thinc": version("thinc")}
+        found["reports"] = {**before, **reports} if sys.argv[1:] or exit_code else reports
+        DATA.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    draw(found, HERE / "conformance.svg")
+    (HERE / "README.md").write_text(write_page(found), encoding="utf-8")
+    return exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

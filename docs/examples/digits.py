@@ -119,6 +119,8 @@ def main() -> None:
         train(options.backend, epochs=options.epochs, seed=options.seed, report=report)
     except (ImportError, RuntimeError) as error:
         parser.exit(2, f"{error}\n")
+    except KeyboardInterrupt:
+        parser.exit(130, "interrupted\n")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ Without accelerators, the processor stands in for eight devices.
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import jax
@@ -52,4 +53,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)

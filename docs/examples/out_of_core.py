@@ -14,7 +14,8 @@ import argparse
 import asyncio
 import json
 import shutil
-from contextlib import ExitStack
+import signal
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,7 @@ NOISE = 0.1
 DTYPES = ("float32", "float64")
 PATIENCE = 10  # seconds for a scheduler to answer
 NOBODY = "60s"  # without any worker, until a computation is given up
+IGNORE_INTERRUPTS = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"  # what workers run first
 
 
 def make(path: Path, size: int, n: int, m: int, *, seed: int = 0) -> None:
@@ -125,6 +127,22 @@ def save(weights: Path, layer: AffineLayer, losses: list[float]) -> None:
     unfinished.replace(weights.with_suffix(".json"))
 
 
+@contextmanager
+def new_cluster(**limits: Any) -> Iterator[LocalCluster]:
+    """A cluster of this machine. Ctrl-C is for this process alone, and waits until the cluster stands."""
+    interrupts: list[int] = []
+    handler = signal.signal(signal.SIGINT, lambda number, _: interrupts.append(number))
+    try:
+        with dask.config.set({"distributed.worker.preload": [IGNORE_INTERRUPTS]}):
+            cluster = LocalCluster(threads_per_worker=1, dashboard_address="127.0.0.1:0", **limits)
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    with cluster:
+        if interrupts:
+            raise KeyboardInterrupt
+        yield cluster
+
+
 def connect(address: str) -> Client:
     """A client of a scheduler that answers and has workers; a TimeoutError says that it does not."""
 
@@ -170,10 +188,9 @@ def run(options: argparse.Namespace) -> None:
     with ExitStack() as stack:
         if options.scheduler is None:
             stack.enter_context(dask.config.set({"distributed.scheduler.no-workers-timeout": NOBODY}))
-            limits = {"n_workers": options.workers, "threads_per_worker": 1, "memory_limit": options.memory}
-            client = stack.enter_context(
-                Client(stack.enter_context(LocalCluster(dashboard_address="127.0.0.1:0", **limits)))
-            )
+            limits = {"n_workers": options.workers, "memory_limit": options.memory}
+            cluster = stack.enter_context(new_cluster(**limits))
+            client = stack.enter_context(Client(cluster))
         else:
             client = stack.enter_context(connect(options.scheduler))
         if options.make is not None:
@@ -217,6 +234,9 @@ def main() -> None:
         parser.exit(1, f"\nthe cluster lost too many workers: {error}\nstart it again with more memory for each\n")
     except (ImportError, OSError, ValueError) as error:
         parser.exit(2, f"\n{error}\n")
+    except KeyboardInterrupt:
+        saved = f"; the next run goes on from {options.weights}" if options.weights.exists() else ""
+        parser.exit(130, f"\ninterrupted{saved}\n")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ Runs on the processor; for GPUs take the backend "nccl" and the device "cuda" in
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import Any
 
@@ -55,4 +56,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)

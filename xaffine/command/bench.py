@@ -15,8 +15,10 @@ import importlib.metadata
 import importlib.util
 import itertools
 import json
+import os
 import statistics
 import sys
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +28,7 @@ import numpy as np
 from xaffine import backends
 from xaffine.command.children import ChildError, events_of_child, telling
 from xaffine.command.clock import clock_of
+from xaffine.command.files import replace_text
 from xaffine.command.machine import describe_machine
 from xaffine.command.terminal import print_table, progress_bar
 from xaffine.layer import AffineLayer
@@ -56,10 +59,11 @@ _GROUPS: dict[str, tuple[str, dict[str, Any]]] = {
     "numpy": ("numpy", {"classic class": peers.Classic}),
     "thinc": ("numpy", {"thinc Linear": peers.thinc_linear}),
     "torch": ("torch", {"nn.Linear + autograd": peers.torch_module}),
+    "torch.compile": ("torch", {"torch.compile(nn.Linear)": peers.torch_compiled}),
     "jax": ("jax", {"jax.jit by hand": peers.jax_jit}),
     "cupy": ("cupy", {}),
 }
-_ON_GPU = {"torch": {"torch.compile(nn.Linear)": peers.torch_compiled}}  # beside those
+_ON_REQUEST = ("torch.compile",)  # it compiles for half a minute, with tools that a machine may lack
 _WHAT = {"forward": 2, "backward": 4, "both": 6}  # and how many operations it has, in units of N·n·m
 _LARGE = 8192  # the square product that shows the rate of a card
 _SILENCE = 600.0  # seconds without a sign of life from a process
@@ -67,14 +71,19 @@ _SILENCE = 600.0  # seconds without a sign of life from a process
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``xaffine bench``."""
-    parser.add_argument("--groups", nargs="+", choices=_GROUPS, help="what to time; by default what is installed here")
+    parser.add_argument(
+        "--groups",
+        nargs="+",
+        choices=_GROUPS,
+        help=f"what to time; by default what is installed here, without {' and '.join(_ON_REQUEST)}",
+    )
     parser.add_argument(
         "--shapes", nargs="+", type=_shape, default=list(GRID), metavar="N,n,m", help="by default a grid of nine"
     )
     parser.add_argument("--dtype", nargs="+", default=["float32"], help="float32 by default")
     parser.add_argument("--device", help="one of the backend's devices, for example cuda:0; gpu is its first GPU")
     parser.add_argument("--rounds", type=_count, default=15, help="how often all implementations take turns (15)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to a file")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to a file, anew after each shape")
     parser.add_argument("--plot", type=Path, metavar="FILE", help='draw the ratios (needs "xaffine[plot]")')
     parser.set_defaults(run=run)
 
@@ -97,9 +106,26 @@ def run(options: argparse.Namespace) -> int:
     if options.plot is not None and importlib.util.find_spec("matplotlib") is None:
         print('xaffine bench could not run: to draw, pip install "xaffine[plot]"', file=sys.stderr)
         return 2
-    groups = options.groups or [name for name in _GROUPS if _is_here(name)]
+    if options.json is not None and not os.access(options.json.parent, os.W_OK):
+        print(f"xaffine bench could not run: {options.json} cannot be written", file=sys.stderr)
+        return 2
+    groups = options.groups or [name for name in _GROUPS if name not in _ON_REQUEST and _is_here(name)]
     found: dict[str, Any] = {"date": datetime.datetime.now(datetime.UTC).date().isoformat(), **describe_machine()}
     found |= {"rounds": options.rounds, "groups": {}, "rows": []}
+    try:
+        exit_code = _measure(options, groups, found)
+    finally:  # an interrupt, too, leaves the rows that were measured so far
+        _save(found, options.json)
+        _print_rows(found)
+    if options.plot is not None and found["rows"]:
+        from xaffine.command.plot import draw_ratios
+
+        draw_ratios(found, options.plot)
+    return exit_code
+
+
+def _measure(options: argparse.Namespace, groups: list[str], found: dict[str, Any]) -> int:
+    """Fill in what the groups tell; 2 where one could not be timed, else 0."""
     exit_code = 0
     steps = len(options.dtype) * len(options.shapes)
     with progress_bar(len(groups) * steps) as show:
@@ -113,24 +139,25 @@ def run(options: argparse.Namespace) -> int:
                 "rounds": options.rounds,
             }
             try:
-                for event in events_of_child("xaffine.command.bench", arguments, _SILENCE):
-                    if event.pop("event") == "group":
-                        found["groups"][group] = event
-                    else:
-                        found["rows"].append(event)
-                        done = len({(r["dtype"], *r["shape"]) for r in found["rows"] if r["group"] == group})
-                        show(f"{group} {tuple(event['shape'])}", number * steps + done)
+                with closing(events_of_child("xaffine.command.bench", arguments, _SILENCE)) as events:
+                    for event in events:
+                        if event.pop("event") == "group":
+                            found["groups"][group] = event
+                        else:
+                            found["rows"] += event["rows"]
+                            _save(found, options.json)
+                            done = len({(r["dtype"], *r["shape"]) for r in found["rows"] if r["group"] == group})
+                            show(f"{group} {tuple(event['rows'][0]['shape'])}", number * steps + done)
             except ChildError as error:
                 print(f"xaffine bench could not time {group}: {error}", file=sys.stderr)
                 exit_code = 2
-    _print_rows(found)
-    if options.json is not None:
-        options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    if options.plot is not None and found["rows"]:
-        from xaffine.command.plot import draw_ratios
-
-        draw_ratios(found, options.plot)
     return exit_code
+
+
+def _save(found: dict[str, Any], file: Path | None) -> None:
+    """Write all figures so far, if there is a file for them: a run that is cut off keeps what it measured."""
+    if file is not None:
+        replace_text(file, json.dumps(found, indent=1) + "\n")
 
 
 def _is_here(group: str) -> bool:
@@ -197,7 +224,7 @@ def compare(
     Parameters
     ----------
     group : str
-        One of "numpy", "thinc", "torch", "jax", "cupy".
+        One of "numpy", "thinc", "torch", "torch.compile", "jax", "cupy".
     shape : tuple of int
         N, n, m.
     dtype : str
@@ -216,8 +243,6 @@ def compare(
     name, others = _GROUPS[group]
     backend = backends.get(name)
     clock = clock_of(backend, device or backend.devices[0])
-    if clock.flush is not None:
-        others = {**others, **_ON_GPU.get(group, {})}
     implementations = _implementations(backend, others, shape, dtype, device)
     counts: dict[tuple[str, str], int] = {}
     samples: dict[tuple[str, str, str], list[float]] = {}
@@ -338,8 +363,8 @@ def _child(arguments: dict[str, Any]) -> None:
             for shape in arguments["shapes"]:
                 if group == "thinc" and dtype != "float32":
                     continue  # thinc computes in float32
-                for row in compare(group, tuple(shape), dtype, rounds=arguments["rounds"], device=device):
-                    tell("row", **row)
+                rows = compare(group, tuple(shape), dtype, rounds=arguments["rounds"], device=device)
+                tell("rows", rows=rows)  # at once: no table has a part of a shape
 
 
 def _rate(backend: Backend, dtype: str, device: Any, clock: Clock, size: int = _LARGE) -> float:

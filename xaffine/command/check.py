@@ -10,6 +10,7 @@ import importlib
 import json
 import os
 import sys
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from xaffine import backends
@@ -34,7 +35,7 @@ DESCRIPTION = """\
 Put an implementation of the affine layer through every property: exact on integers, within rounding bounds on floats,
 true to the calculus, and to its contract. TARGET names what is called as make(W, b) and returns an object with
 forward(x) -> y and backward(dy) -> dx, which leaves dW and db in attributes. Exit code 0: right, 1: wrong, 2: could not
-run."""
+run, 3: not finished, and nothing wrong was seen until then."""
 
 _GRACE = 10.0  # seconds beyond the time limit, in which the child can still say itself what hung
 
@@ -59,32 +60,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Check the target of the command line and print what was found; the exit code."""
+    report: dict[str, Any] = {"target": options.target, "properties": [], "why": "interrupted"}
     try:
-        report = _watch(options)
+        _watch(options, report)
     except _CannotRunError as error:
         print(f"xaffine check could not run: {error}", file=sys.stderr)
         return 2
-    failures = [result for result in report["properties"] if not result["holds"]]
-    if options.json:
-        print(json.dumps({**describe_machine(), **report}, indent=2))
-    else:
-        _print_report(report, failures)
-    return int(bool(failures))
+    finally:  # an interrupt, too, leaves what was found so far
+        _tell(report, options)
+    if any(result["finished"] and not result["holds"] for result in report["properties"]):
+        return 1
+    return 3 if report["not_finished"] else 0
 
 
 class _CannotRunError(Exception):
     """There is nothing to check."""
 
 
-def _watch(options: argparse.Namespace) -> dict[str, Any]:
-    """Run the child, show its progress, and put its report together."""
+def _watch(options: argparse.Namespace, report: dict[str, Any]) -> None:
+    """Run the child, show its progress, and fill in the report with what it tells."""
     arguments = {name: value for name, value in vars(options).items() if name not in ("run", "json")}
-    report: dict[str, Any] = {"target": options.target, "properties": []}
     latest: dict[str, Any] = {}
-    why_not = None
-    with progress_bar(1) as show:
+    why_not = "its process ended before anything was checked"
+    child = events_of_child("xaffine.command.check", arguments, min(options.time_limit, 1e6) + _GRACE)
+    with progress_bar(1) as show, closing(child) as events:
         try:
-            for event in events_of_child("xaffine.command.check", arguments, min(options.time_limit, 1e6) + _GRACE):
+            for event in events:
                 kind = event.pop("event")
                 if kind == "cannot":
                     why_not = event["why"]
@@ -96,27 +97,52 @@ def _watch(options: argparse.Namespace) -> dict[str, Any]:
                     show(f"{event['property']}, {event['examples']} examples", done / len(report["parts"]))
                 else:
                     report["properties"].append(event)
+            report["why"] = "the others ran no full number of cases in time"
         except ChildError as error:
             reason = str(error)
             if error.timed_out:
                 reason = f"no answer within {options.time_limit:g} s, and none to an interrupt"
-            if not latest:
-                raise _CannotRunError(reason) from error
-            blank = {"holds": False, "worst_error": 0.0, "worst_case": None}
-            report["properties"].append({**latest, **blank, "reason": reason})
-    if why_not is not None:
+            why_not = reason
+            if latest.get("property") not in (None, *(result["property"] for result in report["properties"])):
+                blank = {"holds": False, "finished": False, "worst_error": 0.0, "worst_case": None}
+                report["properties"].append({**latest, **blank, "reason": reason})
+            report["why"] = reason
+    if "backend" not in report:
         raise _CannotRunError(why_not)
-    checked = {result["property"] for result in report["properties"]}
-    report["gaps"] += [f"{label} (not reached)" for label in report.pop("parts") if label not in checked]
-    return report
 
 
-def _print_report(report: dict[str, Any], failures: list[dict[str, Any]]) -> None:
+def _tell(report: dict[str, Any], options: argparse.Namespace) -> None:
+    """Print the report, if there is a plan with which it can be compared."""
+    if "backend" not in report:
+        return
+    _complete(report, options)
+    if options.json:
+        print(json.dumps({**describe_machine(), **report}, indent=2))
+    else:
+        _print_report(report)
+
+
+def _complete(report: dict[str, Any], options: argparse.Namespace) -> None:
+    """Compare what was told with what there must be: every property, in so many cases or until one failed."""
+    labels, why = report.pop("parts"), report.pop("why")
+    told = {result["property"]: result for result in report["properties"]}
+    report["gaps"] += [f"{label} (not reached)" for label in labels if label not in told]
+    checked = [
+        label for label in labels
+        if label in told and told[label]["finished"]
+        and (not told[label]["holds"] or told[label]["examples"] == options.examples)
+    ]  # fmt: skip
+    report["not_finished"] = None
+    if checked != labels:
+        report["not_finished"] = f"{len(checked)} of {len(labels)} properties have a verdict; {why}"
+
+
+def _print_report(report: dict[str, Any]) -> None:
     place = f"{report['backend']} {report['version']} on {report['device']}"
     print(f"{report['target']} on {place}; {', '.join(report['dtypes'])}; seed {report['seed']}\n")
     rows, styles = [], []
     for result in report["properties"]:
-        verdict = "holds" if result["holds"] else "FAILS"
+        verdict = "holds" if result["holds"] else "FAILS" if result["finished"] else "not finished"
         error = f"{result['worst_error']:.3g}" if result["worst_error"] else "0"
         rows.append((result["property"], result["tier"], verdict, str(result["examples"]), error))
         styles.append("green" if result["holds"] else "bold red")
@@ -124,12 +150,18 @@ def _print_report(report: dict[str, Any], failures: list[dict[str, Any]]) -> Non
     print("\nerror: the worst, as a fraction of its rounding bound.")
     for gap in report["gaps"]:
         print(f"not tested: {gap}")
+    failures = [result for result in report["properties"] if not result["holds"]]
+    failures.sort(key=lambda failure: not failure["finished"])  # what is wrong comes before what hangs
     for i, failure in enumerate(failures):
         if i == 0:
-            print(f"\n{describe_failure(*(failure[key] for key in ('property', 'sentence', 'reason', 'code')))}")
+            facts = (failure[key] for key in ("property", "sentence", "reason", "code"))
+            print(f"\n{describe_failure(*facts, finished=failure['finished'])}")
         else:
             reason = failure["reason"].partition("\n")[0]
-            print(f"\n{failure['property']} does not hold either: {reason}")
+            what = "does not hold either" if failure["finished"] else "did not finish"
+            print(f"\n{failure['property']} {what}: {reason}")
+    if report["not_finished"]:
+        print(f"\nnot finished: {report['not_finished']}")
 
 
 def _child(arguments: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xaffine import backends
-from xaffine.command.children import ChildError, events_of_child, telling
+from xaffine.command.children import ChildError, answer_of_child, telling
 from xaffine.command.machine import describe_machine
 from xaffine.command.speed import find_lost_speed
 from xaffine.command.terminal import print_table, progress_bar
@@ -46,33 +46,45 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Examine all backends and print what was found; 1 if an installed one computes wrong gradients, else 0."""
-    machine = describe_machine()
+    """Examine all backends and print what was found.
+
+    Returns
+    -------
+    int
+        The exit code: 1 if an installed backend computes wrong gradients, else 3 if the examination of one did not
+        finish, else 0.
+    """
+    machine = {**describe_machine(), "lost_speed": []}
     names = backends.names()
-    reports = []
-    with progress_bar(len(names) + 1) as show:
-        for done, name in enumerate(names):
-            show(f"examining {name}", done)
-            reports.append(examine_in_child(name))
-        show("looking for lost speed", len(names))
-        machine["lost_speed"] = find_lost_speed()
-    if options.json:
-        print(json.dumps({**machine, "backends": reports}, indent=2))
-    else:
-        _print_reports(machine, reports)
-    return int(any(report["status"] == "wrong" for report in reports))
+    reports: list[dict[str, Any]] = []
+    try:
+        with progress_bar(len(names) + 1) as show:
+            for done, name in enumerate(names):
+                show(f"examining {name}", done)
+                reports.append(examine_in_child(name))
+            show("looking for lost speed", len(names))
+            try:
+                machine["lost_speed"] = find_lost_speed()
+            except ChildError as error:
+                print(f"xaffine could not look for lost speed: {error}", file=sys.stderr)
+    finally:  # an interrupt, too, leaves what was found so far
+        if options.json:
+            print(json.dumps({**machine, "backends": reports}, indent=2))
+        else:
+            _print_reports(machine, reports)
+    found = {report["status"] for report in reports}
+    return 1 if "wrong" in found else 3 if "not finished" in found else 0
 
 
 def examine_in_child(name: str, time_limit: float = _TIME_LIMIT) -> dict[str, Any]:
-    """Examine a backend in a process of its own: neither a crash nor a hang of a library stops the doctor."""
+    """Examine a backend in a process of its own, whose early end or hang gives the status "not finished"."""
     if name not in backends.installed():
         return examine(name)
     try:
-        (event,) = events_of_child("xaffine.command.doctor", {"name": name}, time_limit)
+        report: dict[str, Any] = answer_of_child("xaffine.command.doctor", {"name": name}, time_limit)["report"]
     except ChildError as error:
         note = f"no answer within {time_limit} s" if error.timed_out else str(error)
-        return blank_report(name, status="unusable", note=note)
-    report: dict[str, Any] = event["report"]
+        return blank_report(name, status="not finished", note=note)
     return report
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xaffine.command.children import events_of_child, telling
+from xaffine.command.children import answer_of_child, telling
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -102,8 +102,7 @@ def _cpu_flags(file: Path = Path("/proc/cpuinfo")) -> list[str]:
 
 
 def _seconds(environment: dict[str, str]) -> float:
-    (event,) = events_of_child("xaffine.command.speed", {}, _LIMIT, environment)
-    return float(event["seconds"])
+    return float(answer_of_child("xaffine.command.speed", {}, _LIMIT, environment)["seconds"])
 
 
 def _child() -> None:

@@ -26,13 +26,14 @@ if TYPE_CHECKING:
 
 __all__ = ["compiler_for", "kernel_of"]
 
-# By the library and the name of a type, so that no library is imported to find out.
+# By the module and the name of a type, so that no library is imported to find out.
 _OWN = {
     ("numpy", "ndarray"): "numpy",
+    ("numpy", "memmap"): "numpy",
     ("cupy", "ndarray"): "cupy",
     ("torch", "Tensor"): "torch",
-    ("torch", "Parameter"): "torch",
-    ("dask", "Array"): "dask",
+    ("torch.nn.parameter", "Parameter"): "torch",
+    ("dask.array.core", "Array"): "dask",
 }
 
 _KERNELS: dict[type, ModuleType] = {}
@@ -47,16 +48,20 @@ def kernel_of(*arrays: Array) -> ModuleType:
     >>> kernel_of(np.ones(2)).__name__, kernel_of(np.ones(2).view(np.matrix)).__name__
     ('xaffine.kernels.numpy', 'xaffine.kernels.standard')
     """
-    kernels = {_kernel_of_type(type(array)) for array in arrays}
-    return kernels.pop() if len(kernels) == 1 else _kernel_of_type(object)
+    # No set of modules: Dynamo, the tracer of torch.compile, cannot hash them before torch 2.13.
+    first, *others = (_kernel_of_type(type(array)) for array in arrays)
+    return first if all(other is first for other in others) else _kernel_of_type(object)
 
 
 def _kernel_of_type(kind: type) -> ModuleType:
-    kernel = _KERNELS.get(kind)
-    if kernel is None:
-        name = _OWN.get(_origin(kind), "standard")
-        kernel = _KERNELS[kind] = importlib.import_module(f"xaffine.kernels.{name}")
-    return kernel
+    if kind not in _KERNELS:
+        name = _OWN.get((kind.__module__, kind.__name__), "standard")
+        if name == "torch":  # an import statement, since Dynamo traces no importlib.import_module
+            from xaffine.kernels import torch as kernel
+        else:
+            kernel = importlib.import_module(f"xaffine.kernels.{name}")
+        _KERNELS[kind] = kernel
+    return _KERNELS[kind]
 
 
 def compiler_for(kind: type) -> Callable[..., Any] | None:
@@ -68,10 +73,6 @@ def compiler_for(kind: type) -> Callable[..., Any] | None:
     >>> print(compiler_for(np.ndarray))
     None
     """
-    if _origin(kind) in {("jax", "ArrayImpl"), ("jaxlib", "ArrayImpl")}:
+    if kind.__name__ == "ArrayImpl" and kind.__module__.startswith("jax"):
         return importlib.import_module("jax").jit  # type: ignore[no-any-return]
     return None
-
-
-def _origin(kind: type) -> tuple[str, str]:
-    return kind.__module__.partition(".")[0], kind.__name__

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["backward", "forward"]
 
 _STRIPED = 512  # rows from which on a sum has two stages
+_FLOAT32_SUMS = 16  # CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION, which CuPy does not name
 
 
 def forward(x: cupy.ndarray, W: cupy.ndarray, b: cupy.ndarray | None, out: cupy.ndarray | None = None) -> cupy.ndarray:
@@ -68,6 +69,16 @@ def _product(a: cupy.ndarray, b: cupy.ndarray, out: cupy.ndarray) -> None:
     if len(a) == 1 == b.shape[1] and is_half(a.dtype):
         # A single element: there CuPy rounds each product to half precision before it adds them up.
         out[...] = (a[0].astype(cupy.float32) * b[:, 0].astype(cupy.float32)).sum()
+    elif is_half(a.dtype):
+        # By default cuBLAS may add up the parts of a long sum in half precision. The mode belongs to the handle of this
+        # thread and device, which the user's own products share: it is theirs again afterwards.
+        cublas, handle = cupy.cuda.cublas, cupy.cuda.get_cublas_handle()
+        mode = cublas.getMathMode(handle)
+        cublas.setMathMode(handle, mode | _FLOAT32_SUMS)
+        try:
+            a.dot(b, out)
+        finally:
+            cublas.setMathMode(handle, mode)
     else:
         a.dot(b, out)
 

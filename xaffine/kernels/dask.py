@@ -2,7 +2,7 @@
 
 The products of the standard take three tasks a block for y, and two trees of sums for dW and db. Here a block of y is
 one task; so is [dW; db] of a block, and one tree adds these up, a few at a time, so that never many of them are held.
-Where the features are chunked, too, or not known yet, the standard's way is taken.
+Where the features are chunked, too, or not known yet, the standard's products are taken.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ def backward(
     """dx = dy Wᵀ, dW = xᵀ dy and db = Σ over the batch of dy."""
     dy = chunked_as(x, dy)
     if not _has_whole_rows(x, W, dy):
-        return standard.backward(dy, x, W, wanted)
+        dx, dW, _ = standard.backward(dy, x, W, [name for name in wanted if name != "b"])
+        return dx, dW, _total(dy, None, 1, with_b=True)[0] if "b" in wanted else None
     dx = dW = db = None
     if "x" in wanted and dy.numblocks[1] == 1:
         dx = _blocks(_dx, "ik", dy, "ij", W.rechunk(-1), "kj", dtype=dy.dtype, meta=x._meta)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from xaffine.backends import is_half
+from xaffine.kernels.standard import sum_along
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -33,6 +34,8 @@ _ONES = {np.dtype(own): np.ones(_TALL, own) for own in "fd"}
 
 def forward(x: ndarray, W: ndarray, b: ndarray | None, out: ndarray | None = None) -> ndarray:
     """y = x W + b."""
+    if type(x) is not np.ndarray:  # the product of two memory maps would be one, of no file
+        x = x.view(np.ndarray)
     if len(x) > _TALL and W.size <= _SMALL and x.dtype in _WIDE:
         y = np.empty((len(x), W.shape[1]), x.dtype) if out is None else out
         bias = None
@@ -54,6 +57,8 @@ def backward(
     dy: ndarray, x: ndarray, W: ndarray, wanted: Collection[str], out: Buffers = (None, None, None)
 ) -> Buffers:
     """dx = dy Wᵀ, dW = xᵀ dy and db = Σ over the batch of dy."""
+    if type(dy) is not np.ndarray:  # as in forward
+        dy = dy.view(np.ndarray)
     dx, dW, db = out
     if len(x) > _TALL and W.size <= _SMALL and x.dtype in _WIDE:
         if "x" in wanted:
@@ -86,15 +91,10 @@ def _blocks(N: int, rows: int) -> Iterator[slice]:
 
 def _sum_of_rows(dy: ndarray, out: ndarray | None) -> ndarray:
     ones = _ONES.get(dy.dtype)
-    if ones is None:
-        wide = np.dtype(float) if is_half(dy.dtype) else _WIDE.get(dy.dtype, dy.dtype)
-        total = np.add.reduce(dy, axis=0, dtype=wide)
-    elif len(dy) <= _TALL:
+    if ones is not None and len(dy) <= _TALL:
         total = ones[: len(dy)].dot(dy)
     else:
-        total = np.zeros(dy.shape[1], _WIDE[dy.dtype])
-        for rows in _blocks(len(dy), _TALL):
-            total += ones[: len(dy[rows])].dot(dy[rows])
+        total = sum_along(dy, 0, np.dtype(float) if is_half(dy.dtype) else dy.dtype)
     return _rounded(total, dy.dtype, out)
 
 

@@ -7,7 +7,9 @@ The derivatives are of a scalar L, with ``dy`` = ∂L/∂y. In indices, y_ij = �
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from array_api_compat import is_dask_array, is_jax_array, is_pydata_sparse_array
 
 from xaffine.backends import is_half, namespace_of
 
@@ -16,8 +18,9 @@ if TYPE_CHECKING:
 
     from xaffine.backends import Array
 
-__all__ = ["backward", "backward_W", "backward_b", "backward_x", "forward"]
+__all__ = ["backward", "backward_W", "backward_b", "backward_x", "forward", "sum_along"]
 
+_STRETCHES = 64
 _NO_BUFFERS = (None, None, None)
 
 
@@ -25,7 +28,7 @@ def forward(x: Array, W: Array, b: Array | None, out: Array | None = None) -> Ar
     """y = x W + b: (N, n), (n, m), (m,) to (N, m)."""
     xp = namespace_of(x)
     y = xp.matmul(x, W)
-    return y if b is None else xp.add(y, b)
+    return y if b is None else xp.add(y, b[None, :])  # of two axes: JAX can be told to broadcast no others
 
 
 def backward(
@@ -58,7 +61,29 @@ def backward_W(dy: Array, x: Array) -> Array:
 def backward_b(dy: Array) -> Array:
     """db = Σ over the batch of dy: (N, m) to (m,)."""
     xp, dtype = namespace_of(dy), dy.dtype
-    if is_half(dtype):
-        # A running sum in half precision stops growing at 1/u: 4096 ones would add up to 2048 in float16.
-        return xp.astype(xp.sum(dy, axis=0, dtype=xp.float32), dtype)
-    return xp.sum(dy, axis=0, dtype=dtype)
+    # A running sum in half precision stops growing at 1/u: 4096 ones would add up to 2048 in float16.
+    wide = xp.float32 if is_half(dtype) else dtype
+    total = sum_along(dy, 0, wide)
+    return total if wide == dtype else xp.astype(total, dtype)
+
+
+def sum_along(array: Array, axis: int, dtype: Any) -> Array:
+    """Σ along an axis, in a dtype: N terms are rounded at most 64 log₆₄ N times, where a running sum rounds N times.
+
+    Each round adds 64 stretches of the axis to each other, and what does not fill them waits for the next. JAX, Dask
+    and sparse sum in trees of their own, and the first two would have to move the terms of an axis that they split.
+    """
+    xp = namespace_of(array)
+    terms = array.shape[axis]
+    if not (is_jax_array(array) or is_dask_array(array) or is_pydata_sparse_array(array)):
+        while isinstance(terms, int) and terms > _STRETCHES:
+            before, after = array.shape[:axis], array.shape[axis + 1 :]
+            length = terms // _STRETCHES
+            whole, rest = (
+                array[(slice(None),) * axis + (some, ...)]
+                for some in (slice(_STRETCHES * length), slice(_STRETCHES * length, None))
+            )
+            stretches = xp.reshape(whole, (*before, _STRETCHES, length, *after))
+            array = xp.concat([xp.sum(stretches, axis=axis, dtype=dtype), xp.astype(rest, dtype)], axis=axis)
+            terms = array.shape[axis]
+    return xp.sum(array, axis=axis, dtype=dtype)

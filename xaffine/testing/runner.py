@@ -45,6 +45,8 @@ class PropertyError(AssertionError):
         The smallest case found.
     code : str
         Python that runs the check on that case.
+    finished : bool
+        False if the case gave no answer within the time limit, which shows no wrong result.
 
     Examples
     --------
@@ -57,15 +59,16 @@ class PropertyError(AssertionError):
     forward_is_exact does not hold.
     """
 
-    def __init__(self, part: Part, reason: str, case: Case, code: str) -> None:
-        self.reason, self.case, self.code = reason, case, code
-        super().__init__(describe_failure(part.label, part.prop.sentence, reason, code))
+    def __init__(self, part: Part, reason: str, case: Case, code: str, *, finished: bool = True) -> None:
+        self.reason, self.case, self.code, self.finished = reason, case, code, finished
+        super().__init__(describe_failure(part.label, part.prop.sentence, reason, code, finished=finished))
 
 
-def describe_failure(label: str, sentence: str, reason: str, code: str) -> str:
-    """Say which property does not hold, what came out, and how to see it again."""
-    again = "The case, as small as it was found, to paste and run:"
-    return f"{label} does not hold.\n{sentence}\n\n{reason}\n\n{again}\n\n{code}"
+def describe_failure(label: str, sentence: str, reason: str, code: str, *, finished: bool = True) -> str:
+    """Say which property does not hold or did not finish, what came out, and how to see it again."""
+    what = "does not hold" if finished else "did not finish"
+    again = f"The case{', as small as it was found,' if finished else ''} to paste and run:"
+    return f"{label} {what}.\n{sentence}\n\n{reason}\n\n{again}\n\n{code}"
 
 
 @dataclass(frozen=True)
@@ -143,6 +146,7 @@ class Result:
         return {
             **self.part.facts,
             "holds": self.failure is None,
+            "finished": self.failure is None or self.failure.finished,
             "examples": self.examples,
             "worst_error": self.worst_error,
             "worst_case": None if self.worst_case is None else self.worst_case.code,
@@ -291,7 +295,7 @@ class Plan:
             values = part.prop.values
             drawn = strategies.cases(self.dtypes, values=values, supports=self.supports, batch_axes=batch_axes)
         drawn = drawn.map(lambda case: replace(case, summation=self.summation))
-        examples, worst, worst_case, latest = 0, 0.0, None, None
+        examples, worst, worst_case, latest, raised = 0, 0.0, None, None, ""
 
         @hypothesis.seed(self.seed + zlib.crc32(part.label.encode()))  # other cases for every property
         @hypothesis.settings(
@@ -306,33 +310,37 @@ class Plan:
         )
         @hypothesis.given(drawn)
         def holds(case: Case) -> None:
-            nonlocal examples, worst, worst_case, latest
+            nonlocal examples, worst, worst_case, latest, raised
             if progress is not None:
                 progress(part, examples, case)
             try:
                 with _time_limit(self.time_limit):
                     error = part.prop.check(self.make, case, self.backend, self.device)
-            except BaseException:
-                latest = case
+            except BaseException as exception:
+                latest, raised = case, f"{type(exception).__name__}: {exception}"
                 raise
             examples += latest is None  # not those of shrinking
             if error > worst:
                 worst, worst_case = error, case
 
-        reason = None
+        reason, finished = None, True
         try:
             holds()
+        except KeyboardInterrupt:  # the user's
+            raise
         except _HungError as error:
-            reason = str(error)
+            reason, finished = str(error), False
         except hypothesis.errors.FlakyFailure as error:
             first = error.exceptions[0] if error.exceptions else error
             reason = f"{first}\n\nThe same case came out differently when it was run again."
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
             reason = str(error) if type(error) is AssertionError else f"{type(error).__name__}: {error}"
+        if reason is None and latest is not None:
+            reason = f"{raised}\n\nHypothesis takes this for a case to pass over; here it is a failure."
         failure = None
         if reason is not None:
             assert latest is not None, reason  # noqa: S101 - else Hypothesis itself went wrong
-            failure = PropertyError(part, reason, latest, self.code(part, latest))
+            failure = PropertyError(part, reason, latest, self.code(part, latest), finished=finished)
         return Result(part, examples, worst, worst_case, failure)
 
     def code(self, part: Part, case: Case) -> str:
@@ -416,7 +424,7 @@ def check_affine(
     Raises
     ------
     AssertionError
-        The first property that does not hold, as `PropertyError`.
+        The first property that does not hold, or whose case took too long, as `PropertyError`.
     TypeError, ValueError
         An argument is wrong, or nothing is left to check; ImportError and RuntimeError as `xaffine.backends.get`.
 
@@ -584,14 +592,18 @@ def _time_limit(seconds: float) -> Iterator[None]:
         yield
         return
 
+    hung: _HungError | None = None
+
     def interrupt(_: int, frame: Any) -> None:
+        nonlocal hung
         line = last_line_of(traceback.extract_stack(frame))
         msg = f"no answer within {seconds:g} s\n  {line}"
-        raise _HungError(msg)
+        hung = _HungError(msg)
+        raise hung
 
     start = time.monotonic()
     handler = signal.signal(signal.SIGALRM, interrupt)
-    left, interval = signal.setitimer(signal.ITIMER_REAL, seconds)
+    left, interval = signal.setitimer(signal.ITIMER_REAL, seconds, seconds)  # again where the error was caught
     try:
         yield
     finally:
@@ -599,3 +611,5 @@ def _time_limit(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, handler)
         if left:  # somebody else's timer, a test runner's: let it go on
             signal.setitimer(signal.ITIMER_REAL, max(left - (time.monotonic() - start), 1e-3), interval)
+        if hung is not None:  # also where the implementation caught it
+            raise hung
