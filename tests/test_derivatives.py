@@ -165,7 +165,7 @@ class TestJvp:
         with pytest.raises(TypeError, match=r"tangents must be a tuple of two or three, .* came as a list"):
             affine_jvp((x, W), [None, None])  # type: ignore[arg-type]
         integers = backend.from_numpy(np.ones((2, 3), "int32"), device=device)
-        with pytest.raises(TypeError, match=r"of one kind .*x_dot is int32"):
+        with pytest.raises(TypeError, match=r"of one kind.*x_dot is int32"):
             affine_jvp((x, W, b), (integers, None, None))
         with pytest.raises(TypeError, match="x_dot is no array"):
             affine_jvp((x, W, b), (3.0, None, None))
