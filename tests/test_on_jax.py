@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from xaffine import AffineLayer, affine, affine_backward, affine_jvp, affine_vjp, functional
+from xaffine import AffineLayer, affine, affine_backward, affine_jvp, affine_vjp, functional, per_sample
 from xaffine.command import clock
 from xaffine.curvature import affine_double_backward, kronecker_factors
 from xaffine.per_sample import clipped_gradients, per_sample_gradient_norms, per_sample_gradients
@@ -166,6 +166,28 @@ def test_without_x64_float32_is_all_there_is(backend: Any) -> None:
     with jax.enable_x64(False):
         assert "float64" not in backend.dtypes()
         assert "float32" in backend.dtypes()
+
+
+@pytest.mark.parametrize(("T", "n"), [(8, 64), (8, 6)])  # by Gram matrices, and by the gradients themselves
+def test_without_x64_samples_are_clipped_in_range_and_never_too_little(T: int, n: int) -> None:
+    rng = np.random.default_rng(0)
+    x = (rng.standard_normal((1, n)) + 1e-4 * rng.standard_normal((T, n))).astype("float32")
+    dy = rng.integers(-99, 100, (T, n)).astype("float32")
+    dy[-1] -= dy.sum(0)
+    exact = float(np.linalg.norm(x.astype(float).T @ dy.astype(float)))
+    u = float(bounds.unit_roundoff("float32"))
+    delta = 8 * u + (2 * n + 2 * T) * u
+    with jax.enable_x64(False):
+        operands = jnp.asarray(dy)[None], jnp.asarray(x)[None], jnp.zeros((n, n))
+        for max_norm in (exact / 3, exact / 100):
+            rows = np.asarray(per_sample._clipped(jnp, operands[1], operands[0], bias=False, max_norm=max_norm))[0]
+            assert np.linalg.norm(x.astype(float).T @ rows.astype(float)) <= (1 + delta) * max_norm
+        ones = jnp.ones((1, 1))
+        for pair in ((ones, 1e20 * ones), (1e-30 * ones, 1e35 * ones), (1e20 * ones, 1e20 * ones)):
+            dW = clipped_gradients(*pair, ones, max_norm=1.0).dW
+            assert abs(float(dW[0, 0]) - 1) <= 16 * u
+        norms = per_sample_gradient_norms(1e-30 * ones, 1e-5 * ones, ones)
+        assert abs(float(norms[0]) - 1e-35) <= 16 * u * 1e-35
 
 
 def test_tangents_of_integers_do_not_turn_numpy_into_jax() -> None:

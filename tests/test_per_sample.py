@@ -293,11 +293,9 @@ def test_clipped_samples_never_exceed_the_norm_by_more_than_is_stated(backend: B
         length *= two_to(2 * of_dy)
         scale = root(square if square else length if length else Fraction(1))
         max_norm = float(min(max(Fraction(factor) * scale, two_to(-60)), two_to(40)))
-        got = per_sample._clipped(x, dy, bias=bias, max_norm=max_norm)
-        by_x, *by_dy = (backend.to_numpy(each)[0].astype(complex if c == 4 else float) for each in got)
-        clipped = exact_square(by_x, by_dy[0], bias=False)[0]
-        if bias:
-            clipped += exact_square(0 * by_x, by_dy[1], bias=True)[0]
+        got = per_sample._clipped(backend.xp, x, dy, bias=bias, max_norm=max_norm)
+        by_x, by_dy = (backend.to_numpy(each)[0].astype(complex if c == 4 else float) for each in (x, got))
+        clipped = exact_square(by_x, by_dy, bias=False)[0] + exact_square(0 * by_x, by_dy, bias=bias)[0]
         u, own = bounds.unit_roundoff("float64"), bounds.unit_roundoff(dtype)
         delta = 8 * own + (n + m + 2 * T) * u
         assert clipped <= ((1 + delta) * Fraction(max_norm)) ** 2
@@ -328,9 +326,8 @@ def test_rows_that_nearly_cancel_are_clipped(backend: Backend, device: Any, dtyp
     exact = np.linalg.norm(x.astype(np.longdouble).T @ dy.astype(np.longdouble))
     max_norm = float(exact) / 2 or 1e-12
     operands = [backend.from_numpy(a, device=device) for a in (dy[None, ...], x[None, ...], np.zeros((n, n), dtype))]
-    by_x, by_dy = (backend.to_numpy(a)[0].astype(np.longdouble) for a in per_sample._clipped(
-        operands[1], operands[0], bias=False, max_norm=max_norm
-    ))  # fmt: skip
+    clipped = per_sample._clipped(backend.xp, operands[1], operands[0], bias=False, max_norm=max_norm)
+    by_x, by_dy = (backend.to_numpy(a)[0].astype(np.longdouble) for a in (operands[1], clipped))
     u, own = bounds.unit_roundoff("float64"), bounds.unit_roundoff(dtype)
     limit = (1 + float(8 * own + 2 * (n + T) * u)) * max_norm
     reference = float(bounds.gamma(T, u)) * np.linalg.norm(abs(by_x).T @ abs(by_dy))  # where long double is float64
@@ -340,8 +337,8 @@ def test_rows_that_nearly_cancel_are_clipped(backend: Backend, device: Any, dtyp
 
 
 EXTREMES = [
-    ("float32", 1, 1e20), ("float32", 1, 1e-30), ("float32", 2.0**-90, 2.0**90), ("float32", 1e-10, 3e38),
-    ("float64", 1, 1e160), ("float64", 1, 1e-170), ("float64", 1e-250, 1e250), ("float64", 1e-5, 1.7e308),
+    ("float32", 1, 1e20), ("float32", 1, 1e-30), ("float32", 2.0**-90, 2.0**90), ("float32", 1e-10, 1e36),
+    ("float64", 1, 1e160), ("float64", 1, 1e-170), ("float64", 1e-250, 1e250), ("float64", 1e-5, 1e300),
     ("float16", 1, 60000), ("float16", 60000, 60000), ("bfloat16", 1, 2.0**100), ("complex64", 1, 1e20),
     ("complex128", 1, 1e160j),
 ]  # fmt: skip
@@ -366,6 +363,14 @@ def test_norms_at_the_ends_of_the_range(
         assert abs(abs(dW[0, 0]) - min(0.5, exact)) <= limit * min(0.5, exact)
 
 
+@pytest.mark.parametrize("T", [1, 2])
+def test_gradient_out_of_range_is_clipped_into_it(backend: Backend, device: Any, T: int) -> None:
+    x = backend.from_numpy(np.full((2, T, 1), 1e30, "float32"), device=device)
+    W = backend.from_numpy(np.zeros((1, 1), "float32"), device=device)
+    dW = float(backend.to_numpy(clipped_gradients(x, x, W, max_norm=1.0, n_batch_axes=2).dW)[0, 0])
+    assert abs(dW - 2) <= 32 * T * float(bounds.unit_roundoff("float32"))
+
+
 @pytest.mark.parametrize("max_norm", [1e-40, 1e-30, 1.0, 1e300, math.inf])
 def test_any_norm_above_zero_will_do(backend: Backend, device: Any, max_norm: float) -> None:
     ones = backend.from_numpy(np.ones((1, 1), "float32"), device=device)
@@ -374,7 +379,7 @@ def test_any_norm_above_zero_will_do(backend: Backend, device: Any, max_norm: fl
     assert abs(dW - min(1.0, max_norm)) <= 8 * float(bounds.unit_roundoff("float32")) * min(1.0, max_norm) + tiny
 
 
-@pytest.mark.parametrize("values", [(1, math.inf), (1, math.nan), (1e30, 1e30)])
+@pytest.mark.parametrize("values", [(1, math.inf), (1, math.nan)])
 @pytest.mark.parametrize("T", [1, 2])
 def test_gradient_that_is_not_finite_makes_all_sums_nan(
     backend: Backend, device: Any, values: tuple[float, float], T: int

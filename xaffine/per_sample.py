@@ -11,6 +11,7 @@ Without a batch axis the whole x is the one sample.
 from __future__ import annotations
 
 import math
+import operator
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,7 +19,7 @@ import array_api_compat
 
 from xaffine.backends import Array, device_of, is_half, is_of_kind, namespace_of, on_device_of
 from xaffine.functional import Gradients
-from xaffine.kernels import compiler_for, kernel_of, standard
+from xaffine.kernels import compiler_for, kernel_of
 from xaffine.meshes import automatic, split_of
 from xaffine.shapes import Operands, cast, check, check_cotangent, describe, flatten, reshape
 
@@ -183,12 +184,11 @@ def clipped_gradients(
     Notes
     -----
     The weights c_i go into dy, so that dW is one product xᵀ (c dy), taken block by block; no gradient of a sample is
-    ever held. A sample with a NaN or an infinity makes the sums NaN; so does one whose gradient must have an infinite
-    element, its norm being too large.
+    ever held. A sample with a NaN or an infinity makes the sums NaN.
 
     Where the terms of dW_i or db_i cancel, rounding could make a norm too small. The norm that c_i is computed from
-    therefore has a bound of that added, which is nothing with one batch axis. What a sample adds, x_iᵀ (c_i dy_i) and
-    Σ c_i dy_i with c_i dy_i as rounded, has in exact arithmetic a norm of at most ``(1 + δ) max_norm``, with
+    therefore has a bound of its error added, which is nothing with one batch axis. What a sample adds, x_iᵀ (c_i dy_i)
+    and Σ c_i dy_i with c_i dy_i as rounded, has in exact arithmetic a norm of at most ``(1 + δ) max_norm``, with
     δ = 8 u + (n + m + 2 T) 2⁻⁵³ and the unit roundoff u of the dtype computed in (float32 for halves): below 10⁻⁶ while
     n + m + 2 T is below 2³⁰. So in exact arithmetic adding or removing one sample changes (dW, db) by at most
     ``(1 + δ) max_norm`` in the Euclidean norm, and replacing one by at most twice that. Adding the samples up rounds as
@@ -196,9 +196,9 @@ def clipped_gradients(
     not part of the guarantee.
 
     A sample whose terms cancel is clipped more than it need be, as if its norm were larger by up to ε M, where M² is
-    (‖x_i‖² + T) ‖dy_i‖², without T where b is None, and ε = 3·10⁻⁶ for float32 with n, m and T up to a thousand, by
-    Gram matrices also for float64. Without float64 (JAX by default) 2⁻²⁴ takes the place of 2⁻⁵³, ε is (T + 4) 2⁻²³
-    (four times that for complex numbers), and float32 products must be computed as such, not in TF32.
+    (‖x_i‖² + T) ‖dy_i‖², without T where b is None, and ε = √(2 (n + m + 2 T) 2⁻⁵³) + 2 (T + 2) 2⁻⁵³ + 4 u, for
+    complex numbers twice that: below 3·10⁻⁶ for float32 with n, m and T up to a thousand. Without float64 (JAX by
+    default) 2⁻²⁴ takes the place of 2⁻⁵³ in ε and δ, and float32 products must be computed as such, not in TF32.
 
     References
     ----------
@@ -239,10 +239,10 @@ def _compile(compiler: Callable[..., Any], function: Callable[..., Any]) -> Call
 def _norms_of(dy: Array, x: Array, W: Array, b: Array | None, n_batch_axes: int | None) -> Array:
     operands, xp = check(x, W, b, n_batch_axes), namespace_of(x)
     with on_device_of(x):
-        norms = [
-            _block_by_block(_scaled_back, *block, [(1, 1)], bias=b is not None)[0][:, 0, 0]
-            for block in _blocks(xp, operands, dy)
-        ]
+        norms = []
+        for samples, gradients in _blocks(xp, operands, dy):
+            some = _measure(xp, samples, gradients, bias=b is not None)
+            norms.append(cast(xp, (some.norm * some.of_x * some.of_dy)[:, 0, 0], _real(xp, samples).dtype))
         together = norms[0] if len(norms) == 1 else xp.concat(norms)
         return together if operands.n_batch_axes else reshape(xp, together, ())
 
@@ -251,29 +251,15 @@ def _clipped_sums(
     dy: Array, x: Array, W: Array, b: Array | None, n_batch_axes: int | None, max_norm: float
 ) -> Gradients:
     operands, xp = check(x, W, b, n_batch_axes), namespace_of(x)
-    dW: Any = None
-    db: Any = None
+    wanted = ("W",) if b is None else ("W", "b")
+    sums: tuple[Any, ...] = ()
     with on_device_of(x):
         for samples, gradients in _blocks(xp, operands, dy):
-            (_, T, n), m = samples.shape, gradients.shape[2]
-            shapes = [(T, n), (T, m), (T, m)][: 2 + (b is not None)]
-            some_x, some_dy, *for_b = _block_by_block(
-                _clipped, samples, gradients, shapes, bias=b is not None, max_norm=max_norm
-            )
-            of_W = standard.backward_W(_rows(xp, some_dy), _rows(xp, some_x))
-            dW = of_W if dW is None else dW + of_W
-            for rows in for_b:
-                of_b = standard.backward_b(_rows(xp, rows))
-                db = of_b if db is None else db + of_b
-        return Gradients(None, cast(xp, dW, W.dtype), None if b is None else cast(xp, db, b.dtype))
-
-
-def _block_by_block(
-    function: Callable[..., list[Array]], x: Array, dy: Array, shapes: list[tuple[int, int]], **options: Any
-) -> list[Array]:
-    """Call a function of samples that gives arrays of those shapes a sample; in Dask as one task for each block."""
-    by_block = getattr(kernel_of(x, dy), "by_block", None)
-    return function(x, dy, **options) if by_block is None else by_block(partial(function, **options), x, dy, shapes)
+            clipped = _clipped(xp, samples, gradients, bias=b is not None, max_norm=max_norm)
+            matrices = _rows(xp, clipped), _rows(xp, samples), cast(xp, W, samples.dtype)
+            some = [of for of in kernel_of(*matrices).backward(*matrices, wanted) if of is not None]
+            sums = tuple(map(operator.add, sums, some)) if sums else tuple(some)
+        return Gradients(None, cast(xp, sums[0], W.dtype), None if b is None else cast(xp, sums[1], b.dtype))
 
 
 def _checked(
@@ -327,125 +313,84 @@ def _of_each(xp: ModuleType, samples: Array, gradients: Array) -> Array:
     return _products(xp, xp.matrix_transpose(samples), gradients)
 
 
-class _Scaled(NamedTuple):
-    """Samples, divided by powers of two so that no square leaves the range, with the norms of their gradients."""
+class _Measured(NamedTuple):
+    """Norms of the gradients of samples, whose x and dy were divided so that no square leaves the range."""
 
-    x: Array
     dy: Array
-    of_x: Array
-    of_dy: Array
-    """What each x_i and dy_i was divided by: (N,), in the real dtype of x and dy."""
-    scales: tuple[Array, Array]
-    """Two factors with the product of the two, both at least 1 or both at most 1: (N,), in the dtype of the norms."""
+    """(N, T, m), divided by `of_dy`, in the dtype that the norms are computed in."""
+    of_x: Any
+    of_dy: Any
+    """The divisors, (N, 1, 1); or 1.0 where that dtype has room for the squares of all numbers in the dtype of x."""
     norm: Array
-    """The norm of each scaled gradient."""
+    """(N, 1, 1), of the divided samples."""
     bound: Array
-    """What that norm is at most, whatever rounding did to it and will do to dy."""
+    """What that norm is at most in exact arithmetic, also after each element of dy was rounded."""
 
 
-def _scaled(x: Array, dy: Array, *, bias: bool) -> _Scaled:
-    """Scale samples (N, T, n) and (N, T, m), and compute the norms; the scaled b has gradients Σ dy / of_x."""
-    xp = namespace_of(x)
-    of_x, of_dy = _power_of_two(xp, x), _power_of_two(xp, dy)
-    ones = xp.ones_like(of_x)
-    if bias:  # which stands beside x as a column of ones
-        of_x = xp.where(of_x < 1, ones, of_x)
-    x, dy = x / of_x[:, None, None], dy / of_dy[:, None, None]
-    has_wide = "float64" in xp.__array_namespace_info__().dtypes()
-    wide = xp.float64 if has_wide else of_x.dtype
-    norm, bound = _norms(xp, x, dy, 1 / cast(xp, of_x, wide) if bias else None, wide)
-    wide_x, wide_dy = cast(xp, of_x, wide), cast(xp, of_dy, wide)
-    opposite = (of_x > 1) & (of_dy < 1) | (of_x < 1) & (of_dy > 1)
-    ones = xp.ones_like(wide_x)
-    scales = wide_x * xp.where(opposite, wide_dy, ones), xp.where(opposite, ones, wide_dy)
-    return _Scaled(x, dy, of_x, of_dy, scales, norm, bound)
+def _measure(xp: ModuleType, x: Array, dy: Array, *, bias: bool) -> _Measured:
+    """Compute √(‖dW_i‖² + ‖db_i‖²) of every sample, x_i (T, n) with dy_i (T, m), and a bound of it.
 
+    With one row a sample nothing cancels, and the norm has a small relative error. Else M = ‖[x, 1]‖ ‖dy‖ is at least
+    the sum of the absolute values of whatever is added up, so that, with c = 1, or 4 for complex numbers,
 
-def _power_of_two(xp: ModuleType, array: Array) -> Array:
-    """For each sample a power of two by which to divide it, so that Σ |a| comes near 1; it is 1 for usual samples.
+    - elements of dW_i and db_i have errors that together are at most γ_cT M;
+    - from Gram matrices ‖dW_i‖² has an error of at most γ_k M², k = c (n + m + 2 T);
+    - rounding each element of x or dy once changes the gradient by at most u M, u being the unit roundoff of its dtype;
+      what is divided is rounded up to four times.
 
-    In float32 sums between 2⁻¹⁸ and 2¹⁸ stay as they are, and others come to between 2⁻¹⁸ and 2²⁰, or as near as they
-    can; in float64 the exponents are eight times as large.
+    What is added to the norm is up to twice as much, since M and these terms are rounded, too.
     """
-    is_complex = is_of_kind(xp, array.dtype, "complex floating")
-    parts = [xp.abs(part) for part in ((xp.real(array), xp.imag(array)) if is_complex else (array,))]
-    width = 9 * math.frexp(float(xp.finfo(parts[0].dtype).max))[1] // 64
-    # A sum, since there is no largest value of nothing; smaller by a factor, since it must not overflow.
-    total = sum(xp.sum(part * 4.0**-width, axis=(1, 2), dtype=part.dtype) for part in parts)
-    scale = xp.ones_like(total)
-    for j in (1, 3, 5):
-        smaller = xp.where(total < 2.0 ** (-width * (j + 2)), scale * 4.0**-width, scale)
-        scale = xp.where(total > 2.0 ** (width * (j - 2)), scale * 4.0**width, smaller)
-    return scale
-
-
-def _norms(xp: ModuleType, x: Array, dy: Array, one: Array | None, wide: Any) -> tuple[Array, Array]:
-    """√(‖dW_i‖² + ‖db_i · one‖²) of every sample, without the second term where `one` is None; and what it is at most.
-
-    With one row a sample nothing cancels, and a relative error is all there is. Else let M = ‖[x, one]‖ ‖dy‖, which is
-    at least the sum of the absolute values of whatever is added up. With c = 1, or 4 for complex numbers,
-
-    - dW_i is off by at most γ_cT M, and so is db_i;
-    - Gram matrices give the square with an error of at most γ_k M², k = c (n + m + 2 T + 4): too much in float32;
-    - rounding each element of c_i dy_i twice changes the gradient by at most γ_2 M in the dtype of dy.
-
-    The terms below are about twice as large, since M and they themselves are rounded.
-    """
-    (_, T, n), m = x.shape, dy.shape[2]
-    of_x, of_dy = (xp.sum(_squares(xp, array, wide), axis=1) for array in (x, dy))
-    if one is not None:
-        of_x = of_x + T * one * one
-    together = xp.sqrt(of_x) * xp.sqrt(of_dy)
+    (_, T, n), m, own = x.shape, dy.shape[2], x.dtype
+    wide = xp.result_type(own, xp.float64)
+    x, dy = cast(xp, x, wide), cast(xp, dy, wide)
+    of_x: Any = 1.0
+    of_dy: Any = 1.0
+    if wide == own:
+        of_x, of_dy = _divisors(xp, x, tiny=not bias), _divisors(xp, dy)
+        x, dy = x / of_x, dy / of_dy
+    square_of_x, square_of_dy = _squares(xp, x), _squares(xp, dy)
+    if bias:
+        square_of_x = square_of_x + T * (1 / of_x) ** 2
+    M = xp.sqrt(square_of_x) * xp.sqrt(square_of_dy)
     if T == 1:
-        return together, together
-    c = 4 if is_of_kind(xp, x.dtype, "complex floating") else 1
-    u, own = (float(xp.finfo(dtype).eps) / 2 for dtype in (wide, x.dtype))
-    x, dy = (cast(xp, array, xp.result_type(array.dtype, wide)) for array in (x, dy))
+        return _Measured(dy, of_x, of_dy, M, M)
+    u, u_own = (float(xp.finfo(dtype).eps) / 2 for dtype in (wide, own))
+    c = 4 if is_of_kind(xp, own, "complex floating") else 1
     slack = 0.0
-    if wide == xp.float64 and T * (n + m) < n * m:
-        total = xp.sum(xp.sum(_real(xp, _gram(xp, x) * _gram(xp, dy)), axis=2), axis=1)
-        total = xp.where(total < 0, xp.zeros_like(total), total)  # what rounding may make of a zero
-        slack = 2 * c * (n + m + 2 * T + 4) * u
+    if T * (n + m) < n * m:
+        slack = 2 * c * (n + m + 2 * T) * u
+        square = _real(xp, _gram(xp, x) * _gram(xp, dy))
+        square = xp.sum(xp.sum(square, axis=2, keepdims=True), axis=1, keepdims=True)
+        square = xp.where(square < 0, xp.zeros_like(square), square)  # what rounding may make of a zero
     else:
-        total = xp.sum(_squares(xp, _of_each(xp, x, dy), wide), axis=1)
-    if one is not None:
-        total = total + _squares(xp, xp.sum(dy, axis=1, dtype=dy.dtype), wide) * one * one
-    most = total + slack * of_x * of_dy if slack else total
-    return xp.sqrt(total), xp.sqrt(most) + (2 * c * (T + 2) * u + 4 * own) * together
+        square = _squares(xp, _of_each(xp, x, dy))
+    if bias:
+        square = square + _squares(xp, xp.sum(dy, axis=1, keepdims=True, dtype=dy.dtype)) * (1 / of_x) ** 2
+    most = square + slack * square_of_x * square_of_dy if slack else square
+    return _Measured(dy, of_x, of_dy, xp.sqrt(square), xp.sqrt(most) + (2 * c * (T + 2) * u + 4 * u_own) * M)
 
 
-def _exceeds(xp: ModuleType, norm: Array, scales: tuple[Array, Array], limit: float) -> Array:
-    """Whether norms of scaled samples exceed a limit; without leaving the range, so that nothing warns."""
-    ones = xp.ones_like(norm)
-    bound = ones * limit
-    for scale in scales:
-        norm, bound = norm * xp.where(scale < 1, scale, ones), bound / xp.where(scale > 1, scale, ones)
-    return norm > bound
+def _divisors(xp: ModuleType, samples: Array, *, tiny: bool = True) -> Array:
+    """For every sample 2⁻¹⁶ Σ |a|, where Σ |a| is near an end of the range; else 1."""
+    unit = 2.0**-16  # keeps the sum in range; a largest value is not defined for empty samples
+    total = xp.sum(xp.sum(xp.abs(samples) * unit, axis=2, keepdims=True), axis=1, keepdims=True)
+    high = float(xp.finfo(samples.dtype).max) ** 0.125  # the fourth powers of so large numbers can be added up
+    ends = (total > unit * high) & (total < math.inf)
+    ends = ends | ((total < unit / high) & (total > 0)) if tiny else ends
+    return xp.where(ends, total, xp.ones_like(total))
 
 
-def _scaled_back(x: Array, dy: Array, *, bias: bool) -> list[Array]:
-    """The norms of the gradients, (N, 1, 1)."""
-    scaled = _scaled(x, dy, bias=bias)
-    norms = scaled.norm * scaled.scales[0] * scaled.scales[1]
-    return [cast(namespace_of(x), norms, scaled.of_x.dtype)[:, None, None]]
-
-
-def _clipped(x: Array, dy: Array, *, bias: bool, max_norm: float) -> list[Array]:
-    """x and dy of every sample whose products are its clipped gradients; and with a bias the dy whose sums are."""
-    xp = namespace_of(x)
-    x, dy, of_x, of_dy, scales, _, bound = _scaled(x, dy, bias=bias)
-    clips, finite = _exceeds(xp, bound, scales, max_norm), bound < math.inf
-    if (size := (x.shape[2] + bias) * dy.shape[2]) > 0:  # a norm so large that an element is infinite
-        largest = float(xp.finfo(of_x.dtype).max)
-        finite = finite & ~_exceeds(xp, bound / math.sqrt(size), scales, largest)
-    ones = xp.ones_like(bound)
-    share = xp.where(clips, 1 / xp.where(clips, bound, ones), cast(xp, of_dy, bound.dtype))
-    share = cast(xp, xp.where(finite, share, ones * math.nan), of_x.dtype)
-    most = cast(xp, xp.where(clips & finite, ones * max_norm, ones), of_x.dtype)
-    ones = xp.ones_like(of_x)
-    dy = dy * share[:, None, None] * most[:, None, None]
-    by_W = [x * xp.where(clips, ones, of_x)[:, None, None], dy]
-    return [*by_W, dy / xp.where(clips, of_x, ones)[:, None, None]] if bias else by_W
+def _clipped(xp: ModuleType, x: Array, dy: Array, *, bias: bool, max_norm: float) -> Array:
+    """c_i dy_i of every sample, where c_i brings its gradient to a norm of at most max_norm; NaN where none does."""
+    divided, of_x, of_dy, _, bound = _measure(xp, x, dy, bias=bias)
+    ones, size = xp.ones_like(bound), of_x**0.5 * of_dy**0.5  # of_x times of_dy may be out of range
+    clips = bound * size > max_norm / size
+    weight = xp.where(clips, ones * (max_norm / of_x), ones * of_dy)
+    weight = xp.where(bound < math.inf, weight, ones * math.nan)
+    bound = xp.where(clips, bound, ones)
+    # Of divided samples weight / bound may be out of range; without divisors it saves one pass over them.
+    clipped = divided * (weight / bound) if isinstance(of_x, float) else divided / bound * weight
+    return cast(xp, clipped, dy.dtype)
 
 
 def _gram(xp: ModuleType, samples: Array) -> Array:
@@ -461,11 +406,13 @@ def _products(xp: ModuleType, first: Array, second: Array) -> Array:
     return xp.matmul(first, second)
 
 
-def _squares(xp: ModuleType, array: Array, dtype: Any) -> Array:
-    """Σ |a|² over the last axis, added up in a real dtype."""
-    if is_of_kind(xp, array.dtype, "complex floating"):
-        return _squares(xp, xp.real(array), dtype) + _squares(xp, xp.imag(array), dtype)
-    return xp.sum(array * array, axis=-1, dtype=dtype)
+def _squares(xp: ModuleType, samples: Array) -> Array:
+    """Σ |a|² of every sample, (N, 1, 1)."""
+    if array_api_compat.is_dask_array(samples):  # whose vecdot needs to know all extents
+        squares = xp.sum(xp.abs(samples) ** 2, axis=2)
+    else:
+        squares = _real(xp, xp.vecdot(samples, samples))
+    return xp.sum(squares, axis=1, keepdims=True)[:, :, None]
 
 
 def _real(xp: ModuleType, array: Array) -> Array:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import operator
 from functools import partial, reduce
-from itertools import accumulate
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import dask.array as da
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 
     Buffers: TypeAlias = tuple[da.Array | None, da.Array | None, da.Array | None]
 
-__all__ = ["backward", "by_block", "chunked_as", "forward"]
+__all__ = ["backward", "chunked_as", "forward"]
 
 
 def forward(x: da.Array, W: da.Array, b: da.Array | None, out: da.Array | None = None) -> da.Array:  # noqa: ARG001 - lazy
@@ -60,22 +59,6 @@ def backward(
         dW = total[:n] if "W" in wanted else None
         db = total[n] if with_b else None
     return dx, dW, db
-
-
-def by_block(
-    function: Callable[..., list[Array]], x: da.Array, dy: da.Array, shapes: list[tuple[int, int]]
-) -> list[da.Array]:
-    """Call a function of blocks of samples, (N, T, n) and (N, T, m), that gives arrays of these shapes for each."""
-    if math.isnan(sum((*x.shape[1:], *dy.shape[1:]))):
-        return function(x, dy)
-    x, dy = (array.rechunk({1: -1, 2: -1}) for array in (x, dy))
-    rows, width = shapes[0][0], sum(columns for _, columns in shapes)
-    together = _blocks(
-        partial(_side_by_side, function), "irc", x, "itk", dy, "itj", new_axes={"r": rows, "c": width},
-        meta=_side_by_side(function, [[x._meta]], [[dy._meta]]),
-    )  # fmt: skip
-    ends = list(accumulate(columns for _, columns in shapes))
-    return [together[:, :, start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
 
 _blocks: Callable[..., da.Array] = partial(da.blockwise, align_arrays=False)
@@ -121,12 +104,6 @@ def _y(x: list[Array], W: list[Array], b: Array | None = None) -> Array:
 
 def _dx(dy: list[Array], W: list[Array]) -> Array:
     return kernel_of(dy[0], W[0]).forward(dy[0], namespace_of(W[0]).matrix_transpose(W[0]), None)
-
-
-def _side_by_side(function: Callable[..., list[Array]], x: list[list[Array]], dy: list[list[Array]]) -> Array:
-    """What a function gives for a block of samples, as one array."""
-    arrays = function(x[0][0], dy[0][0])
-    return arrays[0] if len(arrays) == 1 else namespace_of(arrays[0]).concat(arrays, axis=2)
 
 
 def _alike(x: Array, dy: Array) -> Array:
