@@ -278,10 +278,10 @@ def test_autocast_rounds_no_factors_of_recorded_or_compiled_gradients() -> None:
     x, W = torch.full((2, 4), 1 + 2**-12), torch.full((4, 3), 1 + 2**-12, requires_grad=True)
     with torch.autocast(x.device.type, dtype=torch.bfloat16):
         total = affine(x, W).sum()
-        y = torch.compile(affine, fullgraph=True, backend="eager")(x, W.detach())
+        y = torch.compile(affine, fullgraph=True, backend="eager")(x, torch.ones(4, 3))
     (dW,) = torch.autograd.grad(total, W)  # outside of autocast, as torch advises
     assert dW.tolist() == [[2 + 2**-11] * 3] * 4
-    assert y.tolist() == [[4 * (1 + 2**-11 + 2**-24)] * 3] * 2  # (1 + 2⁻¹²)², exact in float32
+    assert y.tolist() == [[4 + 2**-10] * 3] * 2
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
