@@ -118,7 +118,8 @@ def affine(
     -----
     All operands are of one kind: integer (exact as long as the sums fit the dtype), real floating, or complex
     floating. Within a kind they promote by the array API standard, and the products are computed in the
-    common dtype. NaN and infinity are data and propagate; that includes 0 · NaN = NaN.
+    common dtype, also where ``torch.autocast`` is on. NaN and infinity are data and propagate; that includes
+    0 · NaN = NaN, but for zeros that a sparse array does not store: no product of these is ever computed.
 
     Examples
     --------
@@ -225,6 +226,11 @@ def affine_vjp(
     ------
     TypeError, ValueError
         As `affine`; `vjp` as `affine_backward`.
+
+    Notes
+    -----
+    What ``jax.jit`` compiles must return arrays, and `vjp` is a function: call it inside, or compile what returns the
+    gradients, ``jax.jit(lambda dy, x, W, b: affine_backward(dy, x, W, b))``.
 
     Examples
     --------

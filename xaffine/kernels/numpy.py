@@ -1,7 +1,7 @@
 """The kernel for NumPy: results written where they belong, and tall operands taken block by block.
 
-A block of rows stays in the caches between its product and its bias. The sums over the batch, dW and db, are added up
-block by block in a wider dtype, which rounds less: a float32 sum of 2²⁵ ones stops at 2²⁴.
+A block of rows stays in the caches between its product and its bias. The gradients dW of blocks are added up in a wider
+dtype, which rounds less.
 """
 
 from __future__ import annotations
