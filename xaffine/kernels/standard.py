@@ -68,7 +68,7 @@ def backward_b(dy: Array) -> Array:
 
 
 def sum_along(array: Array, axis: int, dtype: Any) -> Array:
-    """Σ along an axis, in a dtype: a term is rounded at most 63 (1 + log₆₄ N) times, by a running sum up to N - 1 times.
+    """Σ along an axis, in a dtype: a term is rounded at most 63 (1 + log₆₄ N) times, where a running sum takes N.
 
     Each round adds 64 stretches of the axis to each other, and what does not fill them waits for the next. JAX, Dask
     and sparse sum in trees of their own, and the first two would have to move the terms of an axis that they split.
