@@ -73,6 +73,10 @@ def test_links_of_the_readme_lead_somewhere() -> None:
         assert (ROOT / target).exists(), target
 
 
+def test_plugin_that_warns_beside_xdist_is_not_loaded(pytestconfig: pytest.Config) -> None:
+    assert pytestconfig.pluginmanager.is_blocked("benchmark")
+
+
 @pytest.mark.once
 def test_every_backend_has_a_session_and_an_environment() -> None:
     noxfile, pyproject = ((ROOT / name).read_text(encoding="utf-8") for name in ("noxfile.py", "pyproject.toml"))
