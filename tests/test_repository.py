@@ -24,7 +24,6 @@ MODULES = [
 ]
 # What imports another library than NumPy is looked at in the session that has it.
 OWN = {name: [f"xaffine.kernels.{name}"] for name in backends.names() if name != "numpy"}
-OWN["cupy"].append("xaffine.kernels.cublaslt")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
