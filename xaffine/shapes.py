@@ -156,8 +156,8 @@ def check_out(name: str, out: Array, like: Array, shape: tuple[int, ...], dtype:
         same_library = False
     if not same_library:
         fault = "must be an array of the library of the operands"
-    elif device_of(out) != device_of(like) and None not in (device_of(out), device_of(like)):
-        fault, error = f"must be on the device of the operands, {device_of(like)}", ValueError
+    elif (device := device_of(out)) != (expected := device_of(like)) and None not in (device, expected):
+        fault, error = f"must be on the device of the operands, {expected}", ValueError
     elif _shapes_differ(out.shape, shape):
         fault, error = f"must have the shape {_text(shape)}", ValueError
     elif array_api_compat.is_dask_array(out) and not all(map(_known, (*out.shape, *shape))):
@@ -224,8 +224,8 @@ def is_writable(array: Array) -> bool:
     """Whether elements of an array can be assigned."""
     if not array_api_compat.is_writeable_array(array):
         return False
-    if type(array) is np.ndarray:
-        return True
+    if type(array) is np.ndarray or array_api_compat.is_cupy_array(array):
+        return True  # CuPy has no read-only arrays.
     if array_api_compat.is_dask_array(array) or array_api_compat.is_ndonnx_array(array):
         return True  # and no probe, which they would note down as one more operation
     if array_api_compat.is_torch_array(array):
