@@ -187,6 +187,17 @@ class TestKernelOnTheHost:
         assert kernel.backward(y, x, W, ("b",))[2].tolist() == [1200] * 3
         assert kernel._is_aligned(copies[0])
 
+    @pytest.mark.parametrize(("N", "n", "m"), [(0, 2, 3), (600, 2, 0), (0, 0, 0)])
+    @pytest.mark.parametrize("dtype", ["float16", "float32"])
+    def test_compiled_kernels_are_given_elements(
+        self, monkeypatch: pytest.MonkeyPatch, N: int, n: int, m: int, dtype: str
+    ) -> None:
+        monkeypatch.setattr(kernel, "_add_to_rows", None)
+        monkeypatch.setattr(kernel, "_add_rows_up", None)
+        x, W, b, dy = (np.ones(shape, dtype) for shape in ((N, n), (n, m), m, (N, m)))
+        assert kernel.forward(x, W, b).shape == (N, m)
+        assert kernel.backward(dy, x, W, ("b",))[2].tolist() == [0] * m
+
     @pytest.mark.parametrize("dtype", ["float16", "float64", "complex128"])
     def test_packs_begin_at_multiples_of_their_bytes(self, dtype: str) -> None:
         def lying(at: int) -> Any:
