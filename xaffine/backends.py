@@ -909,31 +909,46 @@ def memory_of(array: Array) -> Any:
     True
     """
     if array_api_compat.is_cupy_array(array):
-        return _Memory(array, array.data.ptr, array.strides, contiguous=array.flags.c_contiguous)
+        return _Memory(array, array.data.ptr, contiguous=array.flags.c_contiguous)
     if hasattr(array, "to_local"):  # a DTensor of torch lies where the part of this process does
         array = array.to_local()
     if array_api_compat.is_torch_array(array) and array.device.type != "meta":
-        strides = tuple([step * array.itemsize for step in array.stride()])
-        return _Memory(array, array.data_ptr(), strides, contiguous=array.is_contiguous())
+        return _Memory(array, array.data_ptr(), contiguous=array.is_contiguous())
     return array
 
 
 class _Memory:
     """Where an array lies: none of its elements below the address `low`, all of them below `high`."""
 
-    def __init__(self, array: Array, address: int, strides: tuple[int, ...], *, contiguous: bool) -> None:
-        self.address, self.shape, self.strides, self.itemsize = address, array.shape, strides, array.itemsize
-        self.contiguous = contiguous
+    def __init__(self, array: Array, address: int, *, contiguous: bool) -> None:
+        self.address, self.contiguous, self.array = address, contiguous, array
         self.low, self.high = address, address + array.nbytes
-        if not contiguous and 0 not in self.shape:
-            reaches = [(extent - 1) * stride for extent, stride in zip(self.shape, strides, strict=True)]
+        if not contiguous and 0 not in array.shape:
+            reaches = [(extent - 1) * stride for extent, stride in zip(self.shape, self.strides, strict=True)]
             self.low += sum(reach for reach in reaches if reach < 0)
             self.high = address + sum(reach for reach in reaches if reach > 0) + self.itemsize
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The extents."""
+        return tuple(self.array.shape)
+
+    @property
+    def itemsize(self) -> int:
+        """The bytes of an element."""
+        return int(self.array.itemsize)
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """The bytes from an element to the next one, along each axis."""
+        if array_api_compat.is_torch_array(self.array):
+            return tuple(step * self.itemsize for step in self.array.stride())
+        return tuple(self.array.strides)
 
     @property
     def __array_interface__(self) -> dict[str, Any]:
         """What NumPy makes an array of that lies there, never to be read: the memory may be that of a GPU."""
         return {
-            "version": 3, "data": (self.address, False), "shape": tuple(self.shape), "strides": self.strides,
+            "version": 3, "data": (self.address, False), "shape": self.shape, "strides": self.strides,
             "typestr": f"|V{self.itemsize}",
         }  # fmt: skip
