@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import inspect
-import math
-import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -18,12 +13,13 @@ import pytest
 from hypothesis import given
 
 from xaffine import AffineLayer, affine, affine_vjp, backends
-from xaffine.kernels import cublaslt, standard
 from xaffine.kernels import cupy as kernel
+from xaffine.kernels import standard
 from xaffine.testing import checks, make_case
 from xaffine.testing.cases import worst_error
 from xaffine.testing.strategies import cases
 
+is_aligned = kernel._is_aligned  # which tests replace
 without_gpu = pytest.mark.skipif(cupy.cuda.is_available(), reason="this machine has a CUDA device")
 
 
@@ -85,14 +81,38 @@ class NumpyWithCublas:
         return array.view(Watched)
 
 
+def slots(array: Any, threads: int) -> Any:
+    """For each element of a matrix, which thread of the kernels takes it, and as which element of its packs."""
+    index, pack = np.arange(array.size), kernel._elements(array)
+    return index // pack % threads * pack + index % pack
+
+
+def add_to_rows(b: Any, y: Any, size: int) -> None:
+    y += b[slots(y, size) % len(b)].reshape(y.shape)
+
+
+def add_rows_up(dy: Any, parts: Any, size: int) -> None:
+    assert parts.size == size * kernel._elements(dy)
+    parts[...] = 0
+    with np.errstate(invalid="ignore"):  # infinities of two signs
+        np.add.at(parts, divmod(slots(dy, size), dy.shape[1]), dy.ravel().astype(parts.dtype))
+
+
+def sum_to_half(x: Any, out: Any, axis: int) -> None:
+    out[...] = x.sum(axis=axis, dtype="float32")
+
+
 class TestKernelOnTheHost:
-    """The kernel with NumPy in the place of CuPy: everything but cuBLAS."""
+    """The kernel with NumPy in the place of CuPy: everything but cuBLAS and what is compiled."""
 
     numpy = backends.get("numpy")
 
     @pytest.fixture(autouse=True)
     def _stand_in(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(kernel, "cupy", NumpyWithCublas())
+        for compiled in (add_to_rows, add_rows_up, sum_to_half):
+            monkeypatch.setattr(kernel, f"_{compiled.__name__}", compiled)
+        monkeypatch.setattr(kernel, "_is_aligned", lambda array: array.ctypes.data % 8 == 0)
 
     @pytest.mark.parametrize(
         ("dtype", "mode"), [("float16", 16), ("bfloat16", 16), ("float32", 0), ("float64", 0), ("complex64", 0)]
@@ -116,9 +136,10 @@ class TestKernelOnTheHost:
             kernel._product(np.ones((2, 3), "float16"), np.ones((2, 3), "float16"), np.ones((2, 3), "float16"))
         assert cupy.mode == 3
 
-    @pytest.mark.parametrize("striped", [2, 512])
-    def test_agrees_with_the_standard_one(self, monkeypatch: pytest.MonkeyPatch, striped: int) -> None:
-        monkeypatch.setattr(kernel, "_STRIPED", striped)
+    @pytest.mark.parametrize("rows", [2, 512])
+    def test_agrees_with_the_standard_one(self, monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+        monkeypatch.setattr(kernel, "_TWO_STAGES", rows)
+        monkeypatch.setattr(kernel, "_EACH", 1)
         supports = {"no-bias", "empty"}
         dtypes = [dtype for dtype in self.numpy.dtypes() if dtype != "bfloat16"]  # float32 in NumPy's standard kernel
 
@@ -129,16 +150,61 @@ class TestKernelOnTheHost:
         agree()
 
     @pytest.mark.parametrize("N", [511, 512, 1000, 1024, 4097])
-    @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "complex64", "int32"])
-    def test_sums_of_rows_are_exact(self, N: int, dtype: str) -> None:
-        dy = np.ones((N, 3), self.numpy.dtype(dtype))
-        assert kernel.backward(dy, dy, dy.T, ("b",))[2].tolist() == [dy.dtype.type(N)] * 3
+    @pytest.mark.parametrize("m", [1, 3, 8, 10])
+    @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "complex64", "complex128", "int8"])
+    def test_bias_and_sums_of_rows_are_exact(self, monkeypatch: pytest.MonkeyPatch, N: int, m: int, dtype: str) -> None:
+        columns = np.arange(1, m + 1)
+        dy, b = np.ones((N, m), self.numpy.dtype(dtype)), columns.astype(self.numpy.dtype(dtype))
+        x = np.zeros((N, 1), dy.dtype)
+        dy[0] = b
+        with np.errstate(over="ignore"):
+            expected = (N - 1 + columns).astype(dy.dtype).tolist()
+        for threads, each in ((1 << 18, 64), (1 << 18, 1), (5, 1)):
+            monkeypatch.setattr(kernel, "_THREADS", threads)
+            monkeypatch.setattr(kernel, "_EACH", each)
+            assert kernel.backward(dy, x, dy[:1], ("b",))[2].tolist() == expected
+            assert (kernel.forward(x, dy[:1], b) == b).all()
 
-    def test_sum_of_rows_rounds_less_than_one_sum(self) -> None:
-        dy = np.ones((2**25, 1), np.float32)
-        out = np.empty(1, np.float32)
-        kernel._sum_of_rows(dy, out)
-        assert out == 2**25
+    @pytest.mark.parametrize("transposed", [0, 1 << 18])
+    def test_partial_sums_lie_either_way(self, monkeypatch: pytest.MonkeyPatch, transposed: int) -> None:
+        monkeypatch.setattr(kernel, "_TRANSPOSED", transposed)
+        parts = kernel._partial_sums(np.ones((4096, 6), "float32"))
+        assert parts.flags.f_contiguous == (not transposed)
+        assert parts.shape[0] > 1
+        assert parts.sum(0).tolist() == [4096] * 6
+
+    def test_memory_where_no_pack_may_begin_takes_another_way(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        memory = np.zeros(1 + 600 * 3, "float32")
+        x, W, b, y = np.ones((600, 1), "float32"), np.ones((1, 3), "float32"), np.ones(3, "float32"), memory[1:]
+        y = y.reshape(600, 3)
+        monkeypatch.setattr(kernel, "_add_to_rows", None)
+        assert kernel.forward(x, W, b, y) is y
+        assert (y == 2).all()
+        copies: list[Any] = []
+        monkeypatch.setattr(
+            kernel, "_add_rows_up", lambda dy, parts, size: copies.append(dy) or add_rows_up(dy, parts, size)
+        )
+        assert kernel.backward(y, x, W, ("b",))[2].tolist() == [1200] * 3
+        assert kernel._is_aligned(copies[0])
+
+    @pytest.mark.parametrize(("N", "n", "m"), [(0, 2, 3), (600, 2, 0), (0, 0, 0)])
+    @pytest.mark.parametrize("dtype", ["float16", "float32"])
+    def test_compiled_kernels_are_given_elements(
+        self, monkeypatch: pytest.MonkeyPatch, N: int, n: int, m: int, dtype: str
+    ) -> None:
+        monkeypatch.setattr(kernel, "_add_to_rows", None)
+        monkeypatch.setattr(kernel, "_add_rows_up", None)
+        x, W, b, dy = (np.ones(shape, dtype) for shape in ((N, n), (n, m), m, (N, m)))
+        assert kernel.forward(x, W, b).shape == (N, m)
+        assert kernel.backward(dy, x, W, ("b",))[2].tolist() == [0] * m
+
+    @pytest.mark.parametrize("dtype", ["float16", "float64", "complex128"])
+    def test_packs_begin_at_multiples_of_their_bytes(self, dtype: str) -> None:
+        def lying(at: int) -> Any:
+            return SimpleNamespace(data=SimpleNamespace(ptr=0x7F00_0000_0000 + at), dtype=np.dtype(dtype))
+
+        for at in range(33):
+            assert is_aligned(lying(at)) == (at % max(8, np.dtype(dtype).itemsize) == 0)
 
     @pytest.mark.parametrize(("shape", "dtype"), [((1, 1), "float32"), ((2, 3), "int32")])
     def test_buffers_are_left_to_the_caller_where_cupy_needs_more_memory(self, shape: Any, dtype: str) -> None:
@@ -182,236 +248,12 @@ class TestKernelOnTheHost:
         monkeypatch.setattr(np, "empty", refuse)
         with pytest.raises(MemoryError):
             kernel.backward(dy, x, W, ("x", "W"), (dx, None, None))
-        monkeypatch.setattr(kernel, "_STRIPED", 2)
+        monkeypatch.setattr(kernel, "_TWO_STAGES", 2)
         db = np.zeros(4)
         with pytest.raises(MemoryError):
             kernel.backward(dy, x, W, ("x", "b"), (dx, None, db))
         assert not dx.any()
         assert not db.any()
-
-
-class OnDevice(np.ndarray):
-    """An array that tells of its memory as CuPy's do."""
-
-    device = SimpleNamespace(id=0)
-
-    @property
-    def data(self) -> Any:
-        return SimpleNamespace(ptr=self.__array_interface__["data"][0])
-
-
-def on_device(*shape: int, dtype: Any = "float32", offset: int = 0) -> Any:
-    """Small integers at an address as CuPy aligns them, or so many elements after it."""
-    memory = np.zeros(math.prod(shape) * np.dtype(dtype).itemsize + 2048, np.uint8)
-    start = -memory.ctypes.data % 256 + offset * np.dtype(dtype).itemsize
-    array = memory[start : start + math.prod(shape) * np.dtype(dtype).itemsize].view(dtype).reshape(shape)
-    array[...] = np.arange(array.size).reshape(shape) % 5 - 2
-    return array.view(OnDevice)
-
-
-class Planned:
-    """nvmath-python's Matmul, as its source has it: column by column, into c, a bias for each row."""
-
-    made: list[Planned] = []  # noqa: RUF012 - what the tests look at
-    fails: str | None = None
-
-    def __init__(self, a: Any, b: Any, c: Any, *, beta: float, options: dict[str, Any], stream: Any) -> None:
-        assert beta == 0
-        assert options["inplace"]
-        assert all(matrix.flags.f_contiguous for matrix in (a, b, c))
-        self.operands: Any = (a, b, c)
-        self.options, self.stream, self.freed = options, stream, False
-        self.made.append(self)
-        self._fail("making")
-
-    def plan(self, *, epilog: str, epilog_inputs: dict[str, Any], stream: Any) -> None:
-        assert epilog == "BIAS"
-        assert stream is self.stream
-        self.bias = epilog_inputs["bias"]
-        self._fail("planning")
-
-    def reset_operands_unchecked(self, *, a: Any, b: Any, c: Any, epilog_inputs: dict[str, Any]) -> None:
-        assert [old is None or old.shape == new.shape for old, new in zip(self.operands, (a, b, c), strict=True)]
-        self.operands, self.bias = (a, b, c), epilog_inputs["bias"]
-
-    def execute(self, *, release_workspace: bool) -> None:
-        assert release_workspace
-        assert not self.freed
-        self._fail("executing")
-        a, b, c = self.operands
-        c[...] = a @ b + self.bias[:, None]
-
-    def release_operands(self) -> None:
-        self.operands, self.bias = (None, None, None), None
-
-    def free(self) -> None:
-        assert not self.freed
-        self.freed = True
-
-    def _fail(self, step: str) -> None:
-        if self.fails == step:
-            raise MemoryError(step)
-
-
-class TestFusedBias:
-    """The gate, the plans and the way back where nvmath-python has none; its products are NumPy's."""
-
-    @pytest.fixture(autouse=True)
-    def _stand_in(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.stream = 0
-        cuda = SimpleNamespace(get_current_stream=lambda: SimpleNamespace(ptr=self.stream), Stream=lambda **_: object())
-        monkeypatch.setattr(cublaslt, "cupy", SimpleNamespace(cuda=cuda))
-        monkeypatch.setattr(cublaslt, "_WORK", 1)
-        monkeypatch.setattr(cublaslt, "_local", SimpleNamespace())
-        advanced = SimpleNamespace(Matmul=Planned, MatmulEpilog=SimpleNamespace(BIAS="BIAS"))
-        monkeypatch.setattr(cublaslt, "_nvmath", lambda: advanced)
-        monkeypatch.setattr(Planned, "made", [])
-        monkeypatch.setattr(kernel, "cupy", NumpyWithCublas())
-
-    def operands(self, N: int = 3, **options: Any) -> Any:
-        return on_device(N, 8, **options), on_device(8, 16, **options), on_device(16, **options)
-
-    @pytest.mark.parametrize("dtype", ["float32", "float16"])
-    def test_fills_y(self, dtype: str) -> None:
-        x, W, b = self.operands(dtype=dtype)
-        y = on_device(3, 16, dtype=dtype)
-        assert cublaslt.fill(y, x, W, b)
-        assert (y == x @ W + b).all()
-        assert kernel.forward(x, W, b, y) is y
-        assert len(Planned.made) == 1
-
-    def test_nothing_is_held_after_a_call(self) -> None:
-        x, W, b = self.operands()
-        cublaslt.fill(on_device(3, 16), x, W, b)
-        assert Planned.made[0].operands == (None, None, None)
-
-    def test_planning_waits_for_a_stream_of_its_own(self) -> None:
-        cublaslt.fill(on_device(3, 16), *self.operands())
-        assert Planned.made[0].stream is not None
-
-    def test_the_latest_plans_are_kept(self) -> None:
-        many = cublaslt._PLANS + 1
-        for N in (*range(1, many), 1, many):  # one too many, after the first was used again
-            assert cublaslt.fill(on_device(N, 16), *self.operands(N))
-        assert len(Planned.made) == many
-        assert [plan.freed for plan in Planned.made] == [False, True, *[False] * (many - 2)]
-
-    def test_modes_have_plans_of_their_own(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        y, operands = on_device(3, 16), self.operands()
-        cublaslt.fill(y, *operands)
-        monkeypatch.setattr(cublaslt, "_is_cut_to_tf32", lambda _: True)
-        names = SimpleNamespace(ComputeType=SimpleNamespace(COMPUTE_32F_FAST_TF32="TF32"))
-        monkeypatch.setitem(sys.modules, "nvmath.linalg", names)
-        cublaslt.fill(y, *operands)
-        assert ["compute_type" in plan.options for plan in Planned.made] == [False, True]
-
-    def test_each_thread_has_its_plans(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(cublaslt, "_local", threading.local())
-        y, operands = on_device(3, 16), self.operands()
-        for _ in range(2):
-            thread = threading.Thread(target=cublaslt.fill, args=(y, *operands))
-            thread.start()
-            thread.join(60)
-        assert len(Planned.made) == 2
-
-    @pytest.mark.parametrize(
-        ("why", "y", "operands"),
-        [
-            ("a row of 12 bytes", (3, 3), [(3, 8), (8, 3), (3,)]),
-            ("memory between two elements", (3, 16), [(3, 8), (8, 16), (16,)]),
-            ("rows of x apart", (3, 16), [(3, 8), (8, 16), (16,)]),
-            ("another dtype", (3, 16), [(3, 8), (8, 16), (16,)]),
-        ],
-    )
-    def test_what_does_not_fit_is_left_alone(self, why: str, y: Any, operands: Any) -> None:
-        dtype = "float64" if why == "another dtype" else "float32"
-        offset = int(why == "memory between two elements")
-        x, W, b = (on_device(*shape, dtype=dtype, offset=offset) for shape in operands)
-        if why == "rows of x apart":
-            x = on_device(6, 8)[::2]
-        out = on_device(*y, dtype=dtype)
-        before = out.copy()
-        assert not cublaslt.fill(out, x, W, b)
-        assert (out == before).all()
-        assert not Planned.made
-        assert (kernel.forward(x, W, b, out) == x @ W + b).all()
-
-    def test_small_products_are_left_alone(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(cublaslt, "_WORK", 3 * 8 * 16 + 1)
-        assert not cublaslt.fill(on_device(3, 16), *self.operands())
-
-    @pytest.mark.parametrize("step", ["making", "planning", "executing"])
-    def test_failure_leads_the_plain_way(self, monkeypatch: pytest.MonkeyPatch, caplog: Any, step: str) -> None:
-        monkeypatch.setattr(Planned, "fails", step)
-        x, W, b = self.operands()
-        for _ in range(2):
-            assert (kernel.forward(x, W, b, on_device(3, 16)) == x @ W + b).all()
-        told = [record.getMessage() for record in caplog.records]
-        assert len(told) == (2 if step == "executing" else 1)
-        assert all(f"MemoryError('{step}')" in line for line in told)
-        assert len(Planned.made) == 1  # what cannot be planned is tried once
-        assert Planned.made[0].freed == (step == "planning")
-        monkeypatch.setattr(Planned, "fails", None)
-        for N in range(10, 10 + cublaslt._PLANS):  # and forgotten in its turn
-            cublaslt.fill(on_device(N, 16), *self.operands(N))
-        assert cublaslt.fill(on_device(3, 16), x, W, b)
-
-
-@pytest.mark.parametrize("error", [None, ImportError, OSError, RuntimeError])
-def test_nvmath_may_be_missing_or_broken(monkeypatch: pytest.MonkeyPatch, error: Any) -> None:
-    def load(name: str) -> Any:
-        if error is not None:
-            raise error(name)
-        return name
-
-    monkeypatch.setattr(cublaslt.importlib, "import_module", load)
-    cublaslt._nvmath.cache_clear()
-    assert cublaslt._nvmath() == (None if error else "nvmath.linalg.advanced")
-    cublaslt._nvmath.cache_clear()
-
-
-def test_nvmath_takes_what_it_is_given() -> None:
-    """Its own signatures and names, since no CPU runs it."""
-    advanced: Any = pytest.importorskip("nvmath.linalg.advanced", reason="nvmath-python, which is optional, is missing")
-    source = inspect.getsource(cublaslt)
-    matmul, none = advanced.Matmul, inspect.Parameter.empty
-    inspect.signature(matmul.__init__).bind(None, none, none, none, beta=0.0, options={}, stream=None)
-    inspect.signature(matmul.plan).bind(None, epilog=advanced.MatmulEpilog.BIAS, epilog_inputs={}, stream=None)
-    inspect.signature(matmul.reset_operands_unchecked).bind(None, a=none, b=none, c=none, epilog_inputs={})
-    inspect.signature(matmul.execute).bind(None, release_workspace=True)
-    for method in (matmul.release_operands, matmul.free):
-        inspect.signature(method).bind(None)
-    tf32 = importlib.import_module("nvmath.linalg").ComputeType.COMPUTE_32F_FAST_TF32
-    options = advanced.MatmulOptions(**cublaslt._options(tf32=True))
-    assert (options.inplace, options.memory_limit, options.compute_type) == (True, 32 << 20, tf32)
-    assert "compute_type" not in cublaslt._options(tf32=False)
-    for call in ("beta=0.0, options=", "epilog=advanced.MatmulEpilog.BIAS, epilog_inputs=", "release_workspace=True"):
-        assert call in source
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_fused_products_are_exact_on_integers(backend: Any, monkeypatch: pytest.MonkeyPatch, dtype: str) -> None:
-    if cublaslt._nvmath() is None:
-        pytest.skip("nvmath-python is not installed, or finds no cuBLASLt")
-    monkeypatch.setattr(cublaslt, "_WORK", 1)
-    streams = [cupy.cuda.Stream(non_blocking=True) for _ in range(2)]
-    for seed in range(4):
-        case = make_case((64, 32), 48, seed=seed, dtypes=dtype, values="units")
-        x, W, b = (o.on(backend) for o in (case.x, case.W, case.b))
-        cupy.cuda.Device().synchronize()
-        with streams[seed % 2]:
-            y = cupy.empty((64, 48), x.dtype)
-            assert cublaslt.fill(y, x, W, b)
-        streams[seed % 2].synchronize()
-        assert worst_error(backend.to_numpy(y), case.exact()["y"])[0] == 0
-
-
-def test_tf32_is_what_cupy_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    linalg = cupy._core._routines_linalg
-    assert not cublaslt._is_cut_to_tf32(np.dtype("float32"))
-    monkeypatch.setattr(linalg, "get_compute_type", lambda _: linalg.COMPUTE_TYPE_TF32)
-    assert cublaslt._is_cut_to_tf32(np.dtype("float32"))
-    assert not cublaslt._is_cut_to_tf32(np.dtype("float16"))
 
 
 def test_the_device_of_the_operands_is_entered(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -433,13 +275,25 @@ def test_the_device_of_the_operands_is_entered(monkeypatch: pytest.MonkeyPatch) 
 
 def test_memory_is_known_by_its_addresses_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backends.array_api_compat, "is_cupy_array", lambda array: hasattr(array, "data"))
+    memory = np.arange(48, dtype="float32")
 
-    def lying(at: int, *shape: int) -> Any:
-        data = SimpleNamespace(ptr=0x7F00_0000_0000 + at)
-        return SimpleNamespace(data=data, shape=shape, strides=(12, 4), itemsize=4)
+    def lying(array: np.ndarray) -> Any:
+        at = array.__array_interface__["data"][0] - memory.__array_interface__["data"][0]
+        facts = {name: getattr(array, name) for name in ("shape", "strides", "itemsize", "nbytes", "flags")}
+        return SimpleNamespace(data=SimpleNamespace(ptr=0x7F00_0000_0000 + at), **facts)
 
-    assert backends.share_memory(lying(0, 4, 3), lying(36, 1, 3))
-    assert not backends.share_memory(lying(0, 4, 3), lying(48, 4, 3))
+    rows = memory.reshape(8, 6)
+    some = [
+        memory, memory[:0], memory[5:], rows[:4], rows[4:], rows[:, :3], rows[:, 3:], rows[::2], rows[1::2],
+        rows[::-1, 3:], rows[3::-1], rows[:4:-1, ::-1], rows[2:3, 1:2], rows[:0, ::-1], rows.T[::2],
+        np.broadcast_to(memory[7], (3, 2)), np.broadcast_to(memory[47:], (3, 1)),
+    ]  # fmt: skip
+    for first in some:
+        assert backends.overlap(*2 * [backends.memory_of(lying(first))], same=True) == backends.overlap(
+            first, first, same=True
+        )
+        for second in some:
+            assert backends.share_memory(lying(first), lying(second)) == np.shares_memory(first, second)
 
 
 def test_nothing_goes_through_the_host(backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -484,6 +338,35 @@ def test_arrays_on_two_devices_are_refused(backend: Any) -> None:
     x, W = backend.from_numpy(np.ones((2, 3)), device=first), backend.from_numpy(np.ones((3, 4)), device=second)
     with pytest.raises(ValueError, match="two devices"):
         affine(x, W)
+
+
+@pytest.mark.parametrize(
+    "dtype", ["bfloat16", "float16", "float32", "float64", "complex64", "complex128", "int8", "int64"]
+)
+def test_compiled_kernels_are_exact_on_integers(backend: Any, dtype: str) -> None:
+    exact = "complex64" if dtype.startswith("complex") else "float32"
+    for N, m in ((1, 1), (3, 5), (511, 3), (512, 7), (4097, 10), (2**17, 1), (70001, 3), (600, 1000), (513, 4096)):
+        columns = cupy.arange(m, dtype="float32") % 5 - 2
+        wide = cupy.ones((N + 1, m), "float32")
+        wide[: N // 2], wide[-1] = -1, columns  # sums that are small, of integers that are
+        y, b = wide.astype(backend.dtype(dtype)), columns.astype(backend.dtype(dtype))
+        for first in (0, 1):  # where no pack begins, too
+            dy = y[first : N + first]
+            db = kernel.backward(dy, dy[:, :1], dy[:1], ("b",))[2]
+            assert bool((db.astype(exact) == wide[first : N + first].sum(axis=0)).all()), (N, m, first)
+            out = y.copy()[first:]
+            kernel._add_bias(out, b)
+            assert bool((out.astype(exact) == wide[first:] + columns).all()), (N, m, first)
+
+
+@pytest.mark.usefixtures("backend")
+def test_sums_of_rows_are_rounded_less_than_one_sum() -> None:
+    N = 20_000_000
+    for value, units in ((1.0, 0), (0.1, 100)):  # one sum is off by 11330
+        db = cupy.empty(2, "float32")
+        kernel._sum_of_rows(cupy.full((N, 2), value, "float32"), db)
+        exact = float(np.float32(value)) * N
+        assert abs(float(db[0]) - exact) <= units * 2.0**-24 * exact
 
 
 SPIN = """

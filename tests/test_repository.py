@@ -24,7 +24,6 @@ MODULES = [
 ]
 # What imports another library than NumPy is looked at in the session that has it.
 OWN = {name: [f"xaffine.kernels.{name}"] for name in backends.names() if name != "numpy"}
-OWN["cupy"].append("xaffine.kernels.cublaslt")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -71,6 +70,10 @@ def test_readme_lists_every_backend() -> None:
 def test_links_of_the_readme_lead_somewhere() -> None:
     for target in re.findall(r"\]\((?!http)([^)]+)\)", README):
         assert (ROOT / target).exists(), target
+
+
+def test_plugin_that_warns_beside_xdist_is_not_loaded(pytestconfig: pytest.Config) -> None:
+    assert pytestconfig.pluginmanager.is_blocked("benchmark")
 
 
 @pytest.mark.once

@@ -754,7 +754,10 @@ def device_of(array: Array) -> Any:
     >>> device_of(np.ones(2))
     'cpu'
     """
-    device = getattr(array, "device_mesh", None) or array_api_compat.device(array)
+    if array_api_compat.is_cupy_array(array) or array_api_compat.is_torch_array(array):
+        # At once, since a call asks a dozen times.
+        return getattr(array, "device_mesh", None) or array.device
+    device = array_api_compat.device(array)
     if device is None or hasattr(device, "device_set") or not getattr(array, "committed", True):
         return None
     return device
@@ -833,13 +836,18 @@ def overlap(first: Any, second: Any, *, same: bool = False) -> bool:
     >>> overlap(x[::2], x[1::2]), overlap(x[::2], x[2:])
     (False, True)
     """
-    if not isinstance(first, np.ndarray) or not isinstance(second, np.ndarray):
+    if isinstance(first, _Memory) and isinstance(second, _Memory):
+        if same:
+            return not first.contiguous and _overlaps_itself(first)
+        if first.high <= second.low or second.high <= first.low:
+            return False
+    elif not isinstance(first, np.ndarray) or not isinstance(second, np.ndarray):
         return first is second and not same
-    return _overlaps_itself(first) if same else np.shares_memory(first, second)
+    return _overlaps_itself(first) if same else np.shares_memory(np.asarray(first), np.asarray(second))
 
 
-def _overlaps_itself(memory: np.ndarray) -> bool:
-    if memory.size == 0:
+def _overlaps_itself(memory: np.ndarray | _Memory) -> bool:
+    if 0 in memory.shape:
         return False
     span = memory.itemsize
     for stride, extent in sorted((abs(s), e) for s, e in zip(memory.strides, memory.shape, strict=True) if e > 1):
@@ -869,7 +877,7 @@ def is_recorded(array: Array) -> bool:
     """
     if not array_api_compat.is_torch_array(array):
         return False
-    torch = importlib.import_module("torch")
+    torch = sys.modules["torch"]
     return (array.requires_grad and torch.is_grad_enabled()) or _is_wrapped(array)
 
 
@@ -927,7 +935,7 @@ def _is_wrapped(tensor: Any) -> bool:
 
 
 def memory_of(array: Array) -> Any:
-    """A NumPy array, never to be read, that lies where another array does; that array itself where this is not told.
+    """The addresses of an array of CuPy or torch; the array itself for other libraries.
 
     Parameters
     ----------
@@ -936,8 +944,8 @@ def memory_of(array: Array) -> Any:
 
     Returns
     -------
-    numpy.ndarray or array
-        For addresses alone: the memory may be that of a GPU.
+    addresses or array
+        For `overlap` alone: the memory may be that of a GPU.
 
     Examples
     --------
@@ -945,21 +953,47 @@ def memory_of(array: Array) -> Any:
     >>> memory_of(x) is x
     True
     """
+    if array_api_compat.is_cupy_array(array):
+        return _Memory(array, array.data.ptr, contiguous=array.flags.c_contiguous)
     if hasattr(array, "to_local"):  # a DTensor of torch lies where the part of this process does
         array = array.to_local()
     if array_api_compat.is_torch_array(array) and array.device.type != "meta":
-        size = array.element_size()
-        strides = tuple(step * size for step in array.stride())
-        return np.asarray(_Memory(array.data_ptr(), tuple(array.shape), strides, size))
-    if array_api_compat.is_cupy_array(array):
-        return np.asarray(_Memory(array.data.ptr, array.shape, array.strides, array.itemsize))
+        return _Memory(array, array.data_ptr(), contiguous=array.is_contiguous())
     return array
 
 
 class _Memory:
-    """Memory as NumPy describes it, for its addresses alone: it may be that of another device."""
+    """Where an array lies: none of its elements below the address `low`, all of them below `high`."""
 
-    def __init__(self, address: int, shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> None:
-        self.__array_interface__ = {
-            "version": 3, "data": (address, False), "shape": shape, "strides": strides, "typestr": f"|V{itemsize}",
+    def __init__(self, array: Array, address: int, *, contiguous: bool) -> None:
+        self.address, self.contiguous, self.array = address, contiguous, array
+        self.low, self.high = address, address + array.nbytes
+        if not contiguous and 0 not in array.shape:
+            reaches = [(extent - 1) * stride for extent, stride in zip(self.shape, self.strides, strict=True)]
+            self.low += sum(reach for reach in reaches if reach < 0)
+            self.high = address + sum(reach for reach in reaches if reach > 0) + self.itemsize
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The extents."""
+        return tuple(self.array.shape)
+
+    @property
+    def itemsize(self) -> int:
+        """The bytes of an element."""
+        return int(self.array.itemsize)
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """The bytes from an element to the next one, along each axis."""
+        if array_api_compat.is_torch_array(self.array):
+            return tuple(step * self.itemsize for step in self.array.stride())
+        return tuple(self.array.strides)
+
+    @property
+    def __array_interface__(self) -> dict[str, Any]:
+        """What NumPy makes an array of that lies there, never to be read: the memory may be that of a GPU."""
+        return {
+            "version": 3, "data": (self.address, False), "shape": self.shape, "strides": self.strides,
+            "typestr": f"|V{self.itemsize}",
         }  # fmt: skip

@@ -4,9 +4,9 @@
     python docs/benchmarks/alternatives.py FILE --db-alone   # a copy, and db in float32 at (65536, 4096)
 
 The file is JSON and is written anew after every row, so that a run that is cut off keeps what it measured. Every
-alternative is called in turn with the device's cache emptied, and timed by device events: db by the kernel, by one sum
-and by a product with ones; products of halves with and without sums in half precision, and how far they are off; y with
-the bias added after the product, and fused into it; dW and db apart, and in one product. What cannot run says why.
+alternative is called in turn with the device's cache emptied, and timed by device events: db by the kernel, by one sum,
+by two sums that CuPy has, and by a product with ones; products of halves with and without sums in half precision, and
+how far they are off; y with its bias added by the kernel, and by CuPy. What cannot run says why.
 """
 
 from __future__ import annotations
@@ -47,6 +47,16 @@ def ways_to_sum(cupy: Any, kernel: Any, dy: Any) -> Ways:
         db[...] = dy.sum(axis=0, dtype=wide)
         return db
 
+    def by_two_sums() -> Any:
+        N, m = dy.shape
+        rows = 1 << N.bit_length() // 2  # √N rows at a time are taken as one long row
+        whole = N // rows * rows
+        parts = cupy.empty((rows + N - whole, m), wide)
+        dy[:whole].reshape(N // rows, rows * m).sum(axis=0, dtype=wide, out=parts[:rows].reshape(rows * m))
+        parts[rows:] = dy[whole:]
+        db[...] = parts.sum(axis=0)
+        return db
+
     def by_a_product() -> Any:
         cupy.ones((1, len(dy)), dy.dtype).dot(dy, db[None, :])
         return db
@@ -55,7 +65,7 @@ def ways_to_sum(cupy: Any, kernel: Any, dy: Any) -> Ways:
         kernel._sum_of_rows(dy, db)
         return db
 
-    return {"kernel": by_the_kernel, "one sum": by_one_sum, "ones @ dy": by_a_product}
+    return {"kernel": by_the_kernel, "one sum": by_one_sum, "two sums": by_two_sums, "ones @ dy": by_a_product}
 
 
 def ways_to_multiply_halves(cupy: Any, x: Any, W: Any) -> Ways:
@@ -83,46 +93,21 @@ def worst_errors(ways: Ways, x: Any, W: Any, dtype: str) -> dict[str, float]:
     return {name: float((abs(way().astype("float64") - exact) / exact).max()) / u for name, way in ways.items()}
 
 
-def ways_forward(cupy: Any, cublaslt: Any, x: Any, W: Any, b: Any) -> Ways:
-    """Y of one x, every way."""
+def ways_forward(cupy: Any, kernel: Any, x: Any, W: Any, b: Any) -> Ways:
+    """Y of one x, with every way to add the bias."""
     y = cupy.empty((len(x), W.shape[1]), x.dtype)
 
-    def apart() -> Any:
+    def by_the_kernel() -> Any:
+        x.dot(W, y)
+        kernel._add_bias(y, b)
+        return y
+
+    def by_cupy_add() -> Any:
         x.dot(W, y)
         cupy.add(y, b, out=y)
         return y
 
-    def fused() -> Any:
-        if not cublaslt.fill(y, x, W, b):
-            msg = "cublaslt.fill declined"
-            raise RuntimeError(msg)
-        return y
-
-    return {"apart": apart, "fused": fused}
-
-
-def ways_backward(cupy: Any, kernel: Any, dy: Any, x: Any, more: dict[str, Any]) -> Ways:
-    """dW and db of one dy, every way; with more options for nvmath-python."""
-    dW, db = cupy.empty((x.shape[1], dy.shape[1]), dy.dtype), cupy.empty(dy.shape[1], dy.dtype)
-    planned: list[Any] = []
-
-    def apart() -> Any:
-        x.T.dot(dy, dW)
-        kernel._sum_of_rows(dy, db)
-        return dW, db
-
-    def in_one_product() -> Any:
-        if not planned:
-            from nvmath.linalg import advanced
-
-            options = {"inplace": True, "memory_limit": 32 << 20, **more}
-            product = advanced.Matmul(dy.T, x, dW.T, beta=0.0, options=options)
-            product.plan(epilog=advanced.MatmulEpilog.BGRADA)
-            planned.append(product)
-        _, more_results = planned[0].execute()
-        return dW, more_results["bgrada"]
-
-    return {"apart": apart, "in one product": in_one_product}
+    return {"kernel": by_the_kernel, "cupy.add": by_cupy_add}
 
 
 def agree(ways: Ways) -> dict[str, str]:
@@ -173,10 +158,8 @@ def rate_of_a_copy(cupy: Any, draw: Callable[..., Any], clock: Clock) -> float:
 def measure(
     cupy: Any,
     kernel: Any,
-    cublaslt: Any,
     draw: Callable[..., Any],
     clock: Clock,
-    more: dict[str, Any],
     save: Callable[[dict[str, Any]], None],
     *,
     db_alone: bool = False,
@@ -186,7 +169,7 @@ def measure(
     ``draw(kind, dtype, *shape)`` draws "integers" to compare, "floats" to time, and "positive" floats.
     """
     found: dict[str, Any] = {"copied bytes a second": rate_of_a_copy(cupy, draw, clock)}
-    found |= {"db": [], "halves": [], "y": [], "dW and db": []}
+    found |= {"db": [], "halves": [], "y": []}
 
     def add(result: str, dtype: str, shape: tuple[int, ...], seconds: dict[str, Any], **facts: Any) -> None:
         found[result].append({"dtype": dtype, "shape": list(shape), **facts, "seconds": seconds})
@@ -215,15 +198,10 @@ def measure(
             def forward(kind: str, dtype: str = dtype, shape: Any = shape) -> Ways:
                 N, n, m = shape
                 return ways_forward(
-                    cupy, cublaslt, draw(kind, dtype, N, n), draw(kind, dtype, n, m), draw(kind, dtype, m)
+                    cupy, kernel, draw(kind, dtype, N, n), draw(kind, dtype, n, m), draw(kind, dtype, m)
                 )
 
-            def backward(kind: str, dtype: str = dtype, shape: Any = shape) -> Ways:
-                N, n, m = shape
-                return ways_backward(cupy, kernel, draw(kind, dtype, N, m), draw(kind, dtype, N, n), more)
-
             add("y", dtype, shape, compare(forward))
-            add("dW and db", dtype, shape, compare(backward))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -235,16 +213,9 @@ def main(arguments: list[str] | None = None) -> int:
 
     import cupy
 
-    from xaffine.kernels import cublaslt
     from xaffine.kernels import cupy as kernel
 
     backend = backends.get("cupy")
-    cublaslt._WORK = 1  # whether it pays is what is asked
-    more: dict[str, Any] = {}
-    if cublaslt._nvmath() is not None and cublaslt._is_cut_to_tf32(cupy.dtype("float32")):
-        from nvmath.linalg import ComputeType
-
-        more["compute_type"] = ComputeType.COMPUTE_32F_FAST_TF32
 
     def draw(kind: str, dtype: str, *shape: int) -> Any:
         if kind == "integers":  # small enough that every sum is exact
@@ -255,7 +226,7 @@ def main(arguments: list[str] | None = None) -> int:
     def save(found: dict[str, Any]) -> None:
         replace_text(options.file, json.dumps(found) + "\n")
 
-    measure(cupy, kernel, cublaslt, draw, clock_of(backend, backend.devices[0]), more, save, db_alone=options.db_alone)
+    measure(cupy, kernel, draw, clock_of(backend, backend.devices[0]), save, db_alone=options.db_alone)
     return 0
 
 

@@ -56,7 +56,7 @@ MODES: dict[str, tuple[str, dict[str, str]]] = {
     "bfloat16": ("bfloat16", {}),
 }
 NEEDED = ("array_api_compat", "array_api_strict", "hypothesis", "ml_dtypes", "pytest", "rich", "threadpoolctl")
-VERSIONS = ("numpy", "cupy-cuda12x", "cupy-cuda13x", "nvmath-python", "torch", "triton", "jax", "jaxlib", "hypothesis")
+VERSIONS = ("numpy", "cupy-cuda12x", "cupy-cuda13x", "torch", "triton", "jax", "jaxlib", "hypothesis")
 FREE = 8192  # MiB of the card that the largest runs need
 GRACE = 5.0  # seconds in which a process that is interrupted may say what it did
 TEST_LIMIT = 180  # seconds for one test, where pytest-timeout is installed
@@ -514,7 +514,7 @@ def table_of_alternatives(found: dict[str, Any]) -> Iterator[str]:
     yield ""
     yield "| result | dtype | shape | way | µs | error |"
     yield "|---|---|---|---|---|---|"
-    for result in ("db", "halves", "y", "dW and db"):
+    for result in ("db", "halves", "y"):
         for row in found[result]:
             for way, seconds in row["seconds"].items():
                 text = f"{1e6 * seconds:,.1f}" if isinstance(seconds, float) else _cell(seconds.partition("\n")[0])

@@ -10,7 +10,7 @@ the others are None. `out` holds buffers of the shapes and the dtype of the resu
 operands. A kernel that cannot fill them leaves them alone: who called it copies what it returned.
 
 `xaffine.kernels.standard` is the implementation, which every library can run. A library has a kernel of its own where
-a measurement shows the gain; that for CuPy is still to come. JAX has none: there the whole way is compiled.
+a measurement shows the gain. JAX has none: there the whole way is compiled.
 """
 
 from __future__ import annotations
