@@ -305,6 +305,7 @@ def test_nested_tensors_are_refused_with_what_fits(layout: torch.layout) -> None
 # Each case runs in a fork of a process that has imported torch and xaffine and has called nothing of xaffine.
 COLD = """
 import os
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # a fork cannot use CUDA once its parent has looked at it
 import torch
 from xaffine import AffineLayer, affine, affine_backward, affine_jvp, affine_vjp, curvature, per_sample
 
