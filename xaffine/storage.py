@@ -202,16 +202,11 @@ def read_linear(
     ImportError, OSError
         As `read`.
     ValueError
-        It is no safetensors file, or has no such tensors, or others of the same module: those whose names begin with
-        the prefix; where that does not end in a dot, those that have none after it.
+        It is no safetensors file, or has no such tensors, or others whose names begin with the prefix.
     """
     weight, bias = f"{prefix}weight", f"{prefix}bias"
     with _opened(path) as (found, _, read_bits):
-        under = {
-            name: facts
-            for name, facts in found.items()
-            if name.startswith(prefix) and (prefix.endswith(".") or "." not in name[len(prefix) :])
-        }
+        under = {name: facts for name, facts in found.items() if name.startswith(prefix)}
         if weight not in under:
             known = sorted(name.removesuffix("weight") for name in found if name.endswith("weight"))
             others = f". Under this prefix it holds {_describe(under)}" if under else ""
