@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ import pytest
 
 from xaffine import __main__, backends
 from xaffine.command import bench
+from xaffine.command.files import replace_text
 
 pytestmark = pytest.mark.once
 
@@ -142,10 +144,31 @@ def test_plot_without_matplotlib_says_how_to_get_it(capfd: Any, monkeypatch: pyt
 
 
 def test_file_that_cannot_be_written_is_named_before_anything_is_timed(capfd: Any, tmp_path: Path) -> None:
-    assert __main__.main(["bench", "--json", str(tmp_path / "missing" / "bench.json")]) == 2
-    printed = capfd.readouterr()
-    assert printed.err.endswith("bench.json cannot be written\n")
-    assert printed.out == ""
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)
+    for file in (tmp_path / "missing" / "bench.json", pipe, link, tmp_path):
+        assert __main__.main(["bench", "--json", str(file)]) == 2
+        printed = capfd.readouterr()
+        assert f"{file} cannot be written: name a regular file" in printed.err
+        assert printed.out == ""
+    assert pipe.is_fifo()
+    assert link.is_symlink()
+
+
+def test_file_of_figures_keeps_its_mode_and_links_and_may_have_any_name(tmp_path: Path) -> None:
+    file, link = tmp_path / ("n" * 255), tmp_path / "link"
+    file.touch(0o600)
+    link.symlink_to(file)
+    for text in ("first", "second"):
+        replace_text(link, text)
+        assert file.read_text() == text
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert link.is_symlink()
+    with pytest.raises(OSError, match="regular file"):
+        replace_text(Path(os.devnull), "")
+    assert Path(os.devnull).is_char_device()
+    assert {entry.name for entry in tmp_path.iterdir()} == {file.name, "link"}
 
 
 def test_groups_are_those_that_are_here(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,34 @@ class LeavesAProcess(Right):
             file.write(str(os.getpid()))
         time.sleep(1000)
 
+class LeavesItsGroup(Right):
+    """Starts a process that no signal to the group reaches, and that holds the pipes."""
+    ended = True
+
+    def __init__(self, W, b):
+        super().__init__(W, b)
+        if LeavesItsGroup.ended:
+            LeavesItsGroup.ended = False
+            pid = os.fork()
+            if not pid:
+                os.setsid()
+                time.sleep(30)
+                os._exit(0)
+            with open("pid", "w") as file:
+                file.write(str(pid))
+
+class PrintsForEver(Right):
+    def forward(self, x):
+        end = time.monotonic() + 1
+        while time.monotonic() < end:
+            os.write(2, bytes(1 << 16))
+        os._exit(0)
+
+class WritesALongLine(Right):
+    def forward(self, x):
+        while True:
+            write_to_pipes(bytes(1 << 16))
+
 class Waits(Right):
     """Tells in a file that it runs, once the first property is done."""
     calls = 0
@@ -269,6 +298,28 @@ def test_what_comes_after_the_last_property_does_not_count(capfd: Any, name: str
     code, out, err = checked(capfd, f"layers:{name}", examples=3)
     assert (code, err) == (0, "")
     assert out.count("holds") == len(PROPERTIES)
+
+
+def test_process_that_left_the_group_is_not_waited_for(capfd: Any, folder: Path) -> None:
+    start = time.monotonic()
+    code, out, err = checked(capfd, "layers:LeavesItsGroup", examples=3)
+    assert time.monotonic() - start < 20
+    assert (code, err) == (0, "")
+    assert out.count("holds") == len(PROPERTIES)
+    os.kill(int((folder / "pid").read_text()), signal.SIGKILL)
+
+
+def test_what_it_prints_without_end_fills_no_memory(capfd: Any) -> None:
+    tracemalloc.start()
+    code, out, _ = checked(capfd, "layers:PrintsForEver", examples=3)
+    assert code == 3
+    assert "exit code 0" in out
+    code, out, _ = checked(capfd, "layers:WritesALongLine", examples=3)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert code == 3
+    assert "wrote to the pipe of its events" in out
+    assert peak < 1 << 25
 
 
 def test_end_before_the_last_property_is_no_success_with_any_exit_code(capfd: Any) -> None:

@@ -115,6 +115,22 @@ class Model(torch.nn.Module):
         self.y = self.layer(self.first(torch.ones(rows, 3))).detach()
 
 
+class Masked(AffineLayer):
+    """A subclass that keeps a tensor in a slot."""
+
+    __slots__ = ("mask",)
+
+
+@pytest.mark.parametrize("attribute", ["W", "scale", "mask"])
+def test_what_autograd_computed_is_copied_wherever_it_is_kept(attribute: str) -> None:
+    layer = Masked(torch.ones(3, 2))
+    setattr(layer, attribute, 2 * torch.ones(3, 2, requires_grad=True))
+    new = getattr(copy.deepcopy(layer), attribute)
+    assert torch.equal(new, torch.full((3, 2), 2.0))
+    assert new.is_leaf
+    assert new.requires_grad
+
+
 COPIES = {
     "deepcopy": copy.deepcopy,
     "pickle": lambda one: pickle.loads(pickle.dumps(one)),  # noqa: S301 - our own

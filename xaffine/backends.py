@@ -25,8 +25,8 @@ import array_api_compat
 import numpy as np
 
 __all__ = [
-    "Array", "Backend", "backend_of", "detached", "device_of", "dtype_name", "get", "installed", "is_gpu", "is_half",
-    "is_of_kind", "is_recorded", "leaf_of", "library_of", "memory_of", "move", "names", "namespace_of",
+    "Array", "Backend", "backend_of", "detached", "device_of", "dtype_name", "get", "installed", "is_copyable",
+    "is_gpu", "is_half", "is_of_kind", "is_recorded", "library_of", "memory_of", "move", "names", "namespace_of",
     "on_device_of", "overlap", "share_memory",
 ]  # fmt: skip
 
@@ -903,8 +903,8 @@ def detached(array: Array) -> Array:
     return array.detach() if array_api_compat.is_torch_array(array) and array.requires_grad else array
 
 
-def leaf_of(array: Array) -> Array:
-    """The array; for a tensor that autograd of torch computed, one that requires a gradient as if made by the user.
+def is_copyable(array: Array) -> bool:
+    """Whether `copy.deepcopy` takes an array: not what autograd of torch computed, nor an array of ndonnx.
 
     Parameters
     ----------
@@ -913,17 +913,17 @@ def leaf_of(array: Array) -> Array:
 
     Returns
     -------
-    array
-        In the same memory. That is what a pickle keeps of such a tensor; torch does not copy it otherwise.
+    bool
+        If not, `pickle` copies it; torch then keeps the values, and that a gradient is required.
 
     Examples
     --------
-    >>> x = np.ones(2)
-    >>> leaf_of(x) is x
+    >>> is_copyable(np.ones(2))
     True
     """
-    computed = array_api_compat.is_torch_array(array) and not array.is_leaf
-    return array.detach().requires_grad_() if computed else array
+    if array_api_compat.is_torch_array(array):
+        return bool(array.is_leaf)
+    return not array_api_compat.is_ndonnx_array(array)
 
 
 def _is_wrapped(tensor: Any) -> bool:

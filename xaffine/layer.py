@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from typing import TYPE_CHECKING, Any
 
 from xaffine import backends, initializers
-from xaffine.backends import detached, is_half, is_recorded, leaf_of, namespace_of, on_device_of
+from xaffine.backends import detached, is_copyable, is_half, is_recorded, namespace_of, on_device_of
 from xaffine.functional import OPERANDS, affine_vjp
 from xaffine.kernels import kernel_of
 from xaffine.shapes import cast, check_parameters, check_sum, describe, is_writable
@@ -107,17 +108,19 @@ class AffineLayer:
     def __copy__(self) -> Self:
         new = object.__new__(type(self))
         new.__setstate__(self.__getstate__())
-        new.dW, new.db, new._sums = copy.deepcopy((new.dW, new.db, new._sums))  # sums are added to in place
+        sums = new.dW, new.db, new._sums  # which are added to in place
+        new.dW, new.db, new._sums = _deepcopy(sums, [new.dW, new.db, *new._wide_sums()], {})
         return new
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         new = memo[id(self)] = object.__new__(type(self))
-        for value in vars(self).values():
-            leaf = leaf_of(value)
-            if leaf is not value and id(value) not in memo:  # torch pickles such a tensor, and refuses to copy it
-                memo[id(value)] = copy.deepcopy(leaf, memo)
-        new.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        state = self.__getstate__()
+        values = [value for part in (state if isinstance(state, tuple) else (state,)) for value in part.values()]
+        new.__setstate__(_deepcopy(state, [*self._wide_sums(), *values], memo))
         return new
+
+    def _wide_sums(self) -> list[Array | None]:
+        return [wide for _, wide in self._sums.values()]
 
     def __call__(self, x: Array) -> Array:
         """Compute y = x W + b, as `forward`.
@@ -458,8 +461,7 @@ class AffineLayer:
         Notes
         -----
         Every tensor whose name begins with the prefix must be one of the two: scales of quantised weights, adapters and
-        the like change what the layer computes. After a prefix that does not end in a dot, such as the empty one, names
-        with a dot are those of other modules.
+        the like change what the layer computes. The empty prefix therefore takes a file of one layer and nothing else.
 
         A ``torch.nn.Linear`` in memory needs no file: ``AffineLayer(linear.weight.detach().mT, linear.bias.detach())``
         shares its weights.
@@ -482,3 +484,11 @@ class AffineLayer:
         device = None if device is None else backend.device(device)
         W, b = storage.read_linear(path, prefix, backend, device)
         return cls(W, b, n_batch_axes=-1)
+
+
+def _deepcopy(whole: Any, parts: Iterable[Any], memo: dict[int, Any]) -> Any:
+    """Copy in depth; those parts that `copy.deepcopy` refuses go through a pickle."""
+    for part in parts:
+        if id(part) not in memo and not is_copyable(part):
+            memo[id(part)] = pickle.loads(pickle.dumps(part))  # noqa: S301 - our own
+    return copy.deepcopy(whole, memo)

@@ -24,9 +24,10 @@ from xaffine.shapes import check_parameters
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from io import BufferedWriter
     from types import ModuleType
 
-__all__ = ["read", "read_linear", "write"]
+__all__ = ["read", "read_linear", "replacing", "write"]
 
 _FORMAT, _VERSION = "xaffine", "1"
 # The format's names of the dtypes that a layer can have, and NumPy's for the same bits.
@@ -59,8 +60,26 @@ def write(path: str | os.PathLike[str], W: Array, b: Array | None, n_batch_axes:
         The format has no such dtype.
     """
     safetensors = _library()
-    path = Path(path)
     values = {name: _host(name, array) for name, array in (("W", W), ("b", b)) if array is not None}
+    with replacing(path) as file:
+        file.write(_header(values, str(n_batch_axes)))
+        for _, bits in values.values():
+            file.write(bits.data if bits.size else b"")
+        file.flush()
+        with safetensors.safe_open(file.name, framework="np"):
+            pass  # no file takes the place of another before the library has found it whole
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[BufferedWriter]:
+    """Open a new file that takes the place of the one at a path, and its mode, once all of it is on disk.
+
+    Parameters
+    ----------
+    path : path-like
+        As in `write`, with the same errors; where an error is raised within, the old file is as it was.
+    """
+    path = Path(path)
     old = None
     with contextlib.suppress(FileNotFoundError):  # that of a link to nothing as well, whose target is made
         old = path.stat()
@@ -71,12 +90,8 @@ def write(path: str | os.PathLike[str], W: Array, b: Array | None, n_batch_axes:
     file = open(new, "xb", opener=lambda name, flags: os.open(name, flags, mode))  # noqa: SIM115 - closed below
     try:
         with file:
-            file.write(_header(values, str(n_batch_axes)))
-            for _, bits in values.values():
-                file.write(bits.data if bits.size else b"")
+            yield file
             file.flush()
-            with safetensors.safe_open(new, framework="np"):
-                pass  # no file takes the place of another before the library has found it whole
             if old is not None:
                 _keep_rights(target, old, new)
             os.fsync(file.fileno())
@@ -106,7 +121,7 @@ def _check_regular(path: Path, facts: os.stat_result) -> None:
     if stat.S_ISDIR(facts.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     if not stat.S_ISREG(facts.st_mode):
-        raise OSError(errno.EINVAL, "A layer is kept in a regular file, not in a device, a pipe or a socket", str(path))
+        raise OSError(errno.EINVAL, "This is kept in a regular file, not in a device, a pipe or a socket", str(path))
 
 
 def _keep_rights(old: Path, facts: os.stat_result, new: Path) -> None:
@@ -202,16 +217,11 @@ def read_linear(
     ImportError, OSError
         As `read`.
     ValueError
-        It is no safetensors file, or has no such tensors, or others of the same module: those whose names begin with
-        the prefix; where that does not end in a dot, those that have none after it.
+        It is no safetensors file, or has no such tensors, or others whose names begin with the prefix.
     """
     weight, bias = f"{prefix}weight", f"{prefix}bias"
     with _opened(path) as (found, _, read_bits):
-        under = {
-            name: facts
-            for name, facts in found.items()
-            if name.startswith(prefix) and (prefix.endswith(".") or "." not in name[len(prefix) :])
-        }
+        under = {name: facts for name, facts in found.items() if name.startswith(prefix)}
         if weight not in under:
             known = sorted(name.removesuffix("weight") for name in found if name.endswith("weight"))
             others = f". Under this prefix it holds {_describe(under)}" if under else ""

@@ -106,9 +106,15 @@ def run(options: argparse.Namespace) -> int:
     if options.plot is not None and importlib.util.find_spec("matplotlib") is None:
         print('xaffine bench could not run: to draw, pip install "xaffine[plot]"', file=sys.stderr)
         return 2
-    if options.json is not None and not os.access(options.json.parent, os.W_OK):
-        print(f"xaffine bench could not run: {options.json} cannot be written", file=sys.stderr)
-        return 2
+    if options.json is not None:
+        target = Path(os.path.realpath(options.json))
+        if (target.exists() and not target.is_file()) or not os.access(target.parent, os.W_OK):
+            print(
+                f"xaffine bench could not run: {options.json} cannot be written: name a regular file, or a new one, "
+                f"in a folder that can be written",
+                file=sys.stderr,
+            )
+            return 2
     groups = options.groups or [name for name in _GROUPS if name not in _ON_REQUEST and _is_here(name)]
     found: dict[str, Any] = {"date": datetime.datetime.now(datetime.UTC).date().isoformat(), **describe_machine()}
     found |= {"rounds": options.rounds, "groups": {}, "rows": []}

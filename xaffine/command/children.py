@@ -13,17 +13,21 @@ import secrets
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
+    from io import BufferedReader
 
 __all__ = ["ChildError", "answer_of_child", "events_of_child", "telling"]
 
 _FAREWELL = 5.0  # seconds to end by itself
+_REST = 0.5  # seconds to read what is left in a pipe once the child is gone
+_LINE = 1 << 20  # bytes of an event at most: what a candidate writes must not fill the memory of this process
+_TAIL = 1 << 12  # bytes kept of standard error: what a candidate prints must not fill the disk
 
 
 class ChildError(Exception):
@@ -69,55 +73,65 @@ def events_of_child(
     stdin, write_end = os.pipe()
     with os.fdopen(write_end, "w") as pipe:
         pipe.write(key)
-    with (
-        os.fdopen(stdin) as stdin_of_child,
-        tempfile.TemporaryFile("w+", errors="replace") as stderr,
-        subprocess.Popen(  # noqa: S603 - our own module
+    with os.fdopen(stdin) as stdin_of_child:
+        child = subprocess.Popen(  # noqa: S603 - our own module
             command,
             stdin=stdin_of_child,
             stdout=subprocess.PIPE,
-            stderr=stderr,
-            text=True,
-            errors="replace",
+            stderr=subprocess.PIPE,
             env={**os.environ, **(environment or {})},
             process_group=0,  # so that a signal to it reaches what it starts, and Ctrl-C reaches this process alone
-        ) as child,
-    ):
-        lines: queue.Queue[str] = queue.Queue()
-
-        def read() -> None:
-            for line in child.stdout or ():
-                lines.put(line)
-            lines.put("")
-
-        reader = threading.Thread(target=read, daemon=True)
+        )
+    lines: queue.Queue[bytes] = queue.Queue()
+    errors = bytearray()
+    readers = [
+        threading.Thread(target=_read_lines, args=(child.stdout, lines), daemon=True),
+        threading.Thread(target=_read_tail, args=(child.stderr, errors), daemon=True),
+    ]
+    for reader in readers:
         reader.start()
-        try:
-            while line := lines.get(timeout=time_limit):
-                start, _, text = line.partition(" ")
-                if start != key:
-                    msg = f"something in it wrote to the pipe of its events: {line[:60]!r}"
-                    raise ChildError(msg)
-                event = json.loads(text)
-                if event["event"] == "done":
-                    # What becomes of it afterwards, in its threads or at exit, tells nothing.
-                    with suppress(subprocess.TimeoutExpired):
-                        child.wait(timeout=_FAREWELL)
-                    return
-                yield event
-            end = _describe_end(child.wait(timeout=time_limit))
-        except (queue.Empty, subprocess.TimeoutExpired):
-            msg = f"no sign of life for {time_limit:g} s"
-            raise ChildError(msg, timed_out=True) from None
-        finally:
-            child.kill()
-            with suppress(AttributeError, OSError):  # no groups on Windows; nobody is left in it
-                os.killpg(child.pid, signal.SIGKILL)
-            child.wait()
-            reader.join()  # it ends with the pipe, and must not outlive it
-        stderr.seek(0)
-        last_line = (stderr.read().strip().splitlines() or [""])[-1]
-        raise ChildError(f"{end}\n  {last_line}" if last_line else end)
+    try:
+        while line := lines.get(timeout=time_limit).decode(errors="replace"):
+            start, _, text = line.partition(" ")
+            if start != key:
+                msg = f"something in it wrote to the pipe of its events: {line[:60]!r}"
+                raise ChildError(msg)
+            event = json.loads(text)
+            if event["event"] == "done":
+                # What becomes of it afterwards, in its threads or at exit, tells nothing.
+                with suppress(subprocess.TimeoutExpired):
+                    child.wait(timeout=_FAREWELL)
+                return
+            yield event
+        end = _describe_end(child.wait(timeout=time_limit))
+    except (queue.Empty, subprocess.TimeoutExpired):
+        msg = f"no sign of life for {time_limit:g} s"
+        raise ChildError(msg, timed_out=True) from None
+    finally:
+        child.kill()
+        with suppress(AttributeError, OSError):  # no groups on Windows; nobody is left in it
+            os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+        for reader in readers:
+            reader.join(_REST)  # a process that left the group may hold the pipes for ever
+    last_line = (errors.decode(errors="replace").strip().splitlines() or [""])[-1]
+    raise ChildError(f"{end}\n  {last_line}" if last_line else end)
+
+
+def _read_lines(pipe: BufferedReader, lines: queue.Queue[bytes]) -> None:
+    """Hand on each line of a pipe, and an empty one at its end."""
+    with pipe:
+        for line in iter(partial(pipe.readline, _LINE), b""):
+            lines.put(line)
+    lines.put(b"")
+
+
+def _read_tail(pipe: BufferedReader, tail: bytearray) -> None:
+    """Read a pipe to its end, and keep what came last."""
+    with pipe:
+        for some in iter(partial(pipe.read1, _TAIL), b""):
+            tail += some
+            del tail[:-_TAIL]
 
 
 def answer_of_child(

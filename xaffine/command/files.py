@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
+
+from xaffine.storage import replacing
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -17,13 +18,9 @@ def replace_text(file: Path, text: str) -> None:
     Parameters
     ----------
     file : Path
-        Its folder must exist.
+        As for `xaffine.storage.replacing`.
     text : str
         Written as UTF-8.
     """
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(file) as new:
+        new.write(text.encode())
