@@ -367,6 +367,8 @@ def test_norms_at_the_ends_of_the_range(
     """The square of neither leaves the range, whichever of the two is x; nor does a weight."""
     if dtype not in backend.dtypes(device):
         pytest.skip(f"this backend has no {dtype}")
+    if backend.name == "jax" and small < 1e-300:
+        pytest.skip("XLA takes subnormal numbers for zeros")
     for pair in ((small, large), (large, small)):
         x, dy = (backend.from_values(np.full((1, T, 1), value), dtype, device=device) for value in pair)
         W = backend.from_values(np.zeros((1, 1)), dtype, device=device)

@@ -346,7 +346,7 @@ def _measure(xp: ModuleType, x: Array, dy: Array, *, bias: bool) -> _Measured:
     What is added to the norm is up to twice as much, since M and these terms are rounded, too.
     """
     (_, T, n), m, own = x.shape, dy.shape[2], x.dtype
-    wide = promote(xp, own, xp.float64)
+    wide = xp.result_type(own, xp.float64)
     x, dy = cast(xp, x, wide), cast(xp, dy, wide)
     of_x: Any = 1.0
     of_dy: Any = 1.0
