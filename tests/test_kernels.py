@@ -15,7 +15,9 @@ from hypothesis import given, settings
 
 from xaffine import AffineLayer, affine, affine_backward
 from xaffine.backends import Backend
+from xaffine.curvature import kronecker_factors
 from xaffine.kernels import kernel_of, numpy, standard
+from xaffine.per_sample import per_sample_gradients
 from xaffine.testing import PROPERTIES, bounds, check_affine, checks, make_case
 from xaffine.testing.strategies import cases
 
@@ -135,6 +137,25 @@ class TestSumOverTheBatch:
         exact = N * Fraction(float(np.abs(term[0, 0])))
         bound = bounds.gamma(2 * math.isqrt(N), bounds.unit_roundoff(wide)) + 2 * bounds.unit_roundoff(real)
         assert [column for column in total.tolist() if abs(Fraction(column) - exact) > bound * exact] == []
+
+    @pytest.mark.parametrize("N", [16_385, 1_000_000])
+    @pytest.mark.parametrize("dtype", ["float32", "complex64"])
+    def test_so_do_products_of_narrow_operands(self, backend: Backend, device: Any, N: int, dtype: str) -> None:
+        """MKL adds up all rows of such operands one after the other."""
+        if backend.name in ("dask", "ndonnx", "sparse") or dtype not in backend.dtypes(device):
+            pytest.skip("how such a library multiplies is its own; or it has no such dtype")
+        ones, tenths = np.ones((N, 3), dtype), np.full((N, 2), 0.1, dtype)
+        dy, x, W = (backend.from_numpy(array, device=device) for array in (tenths, ones, np.zeros((3, 2), dtype)))
+        results = [affine_backward(dy, x, W, wrt="W").dW, per_sample_gradients(dy[None], x[None], W, n_batch_axes=2).dW]
+        if backend.name in ("numpy", "torch"):
+            buffer = backend.from_values(np.zeros((3, 2)), dtype, device=device)
+            results.append(affine_backward(dy, x, W, wrt="W", out=(None, buffer, None)).dW)
+            assert results[-1] is buffer
+        results += [N * kronecker_factors(x, dy, backend.xp.matrix_transpose(W)).A * 10] if dtype == "float32" else []
+        exact = N * float(tenths[0, 0].real)
+        bound = float(bounds.gamma(2 * math.isqrt(N) + 4096, bounds.unit_roundoff(dtype)))
+        for number, result in enumerate(results):
+            assert abs(backend.to_numpy(result).astype(complex) / exact - 1).max() <= bound, number
 
     @pytest.mark.once
     def test_is_five_times_as_exact_as_the_plain_one(self) -> None:

@@ -334,6 +334,13 @@ def a_layer(dy, x, W, b):
 def vjp(dy, x, W, b):
     return affine_vjp(x, W, b)[1](dy)
 
+def sums(dy, x, W, b):
+    layer = AffineLayer(W, b)
+    for accumulate in (False, True, True):
+        layer(x)
+        layer.backward(dy, accumulate=accumulate)
+    return layer.dW, layer.db
+
 FUNCTIONS = {
     "affine": lambda dy, x, W, b: affine(x, W, b),
     "affine_backward": affine_backward,
@@ -342,6 +349,8 @@ FUNCTIONS = {
     "a layer": a_layer,
     "norms": per_sample.per_sample_gradient_norms,
     "gradients": per_sample.per_sample_gradients,
+    "clipped": lambda *some: per_sample.clipped_gradients(*some, max_norm=1.0)[1:],
+    "sums": sums,
     "factors": curvature.kronecker_factors,
 }
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int32, torch.complex64]
@@ -362,6 +371,7 @@ CASES = {name: (name, DTYPES[:1] * 4) for name in FUNCTIONS}
 CASES |= {f"vjp in {dtype}": ("affine_vjp", [dtype] * 4) for dtype in DTYPES[1:]}
 CASES |= {f"float32, then {dtype}": ("a layer", [dtype] * 4, torch.float32) for dtype in DTYPES[1:3]}
 CASES |= {f"{dtype} with float64": ("affine_vjp", [dtype, dtype, torch.float64, dtype]) for dtype in DTYPES[2:4]}
+CASES |= {f"{name} in {dtype}": (name, [dtype] * 4) for name in ("norms", "clipped", "sums") for dtype in DTYPES[2:4]}
 CASES |= {f"Parameters in {dtype}": ("affine_vjp", [dtype] * 4, None, True) for dtype in DTYPES[:3]}
 for name, case in CASES.items():
     if (child := os.fork()) == 0:
@@ -380,7 +390,7 @@ print(len(CASES), "cases")
 def test_compiles_before_anything_else_ran() -> None:
     """Whatever function, dtype or kind of tensor is the first that a process sees."""
     child = subprocess.run([sys.executable, "-W", "ignore", "-c", COLD], capture_output=True, text=True, timeout=300)
-    assert child.stdout == "20 cases\n", child.stdout + child.stderr
+    assert child.stdout == "28 cases\n", child.stdout + child.stderr
 
 
 def test_wide_gradients_are_contiguous() -> None:

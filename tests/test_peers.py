@@ -36,7 +36,7 @@ def test_peer_is_right_but_for_what_it_lacks(backend: Backend, make: Any, lackin
                 check_affine(make, xp=backend.name, seed=0, max_examples=examples, properties=[prop])
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # of torch about itself
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")  # of torch about itself
 def test_benchmark_times_the_peers(backend: Backend) -> None:
     groups = [name for name, (its_backend, _) in bench._GROUPS.items() if its_backend == backend.name]
     for group in groups:

@@ -877,7 +877,7 @@ def is_recorded(array: Array) -> bool:
     """
     if not array_api_compat.is_torch_array(array):
         return False
-    torch = sys.modules["torch"]
+    torch = sys.modules["torch"]  # as Dynamo can trace it
     return (array.requires_grad and torch.is_grad_enabled()) or _is_wrapped(array)
 
 

@@ -55,8 +55,9 @@ class AffineLayer:
     `xaffine.affine_vjp`, which hands out the backward of each call.
 
     A copy or a pickle is the layer without its pending backward: it holds no x, and needs a forward of its own before
-    a backward. It has dW and db and goes on with their sums, apart from those of the original. `copy.copy` shares W
-    and b, `copy.deepcopy` and `pickle` do not; of tensors that autograd of torch computed, these hold the values alone.
+    a backward. It has dW and db and goes on with their sums, apart from those of the original. ``copy.copy`` shares W
+    and b, ``copy.deepcopy`` and ``pickle`` do not; of tensors that autograd of torch computed, these hold the values
+    alone.
 
     Examples
     --------
@@ -487,7 +488,7 @@ class AffineLayer:
 
 
 def _deepcopy(whole: Any, parts: Iterable[Any], memo: dict[int, Any]) -> Any:
-    """Copy in depth; those parts that `copy.deepcopy` refuses go through a pickle."""
+    """Copy in depth; those parts that ``copy.deepcopy`` refuses go through a pickle."""
     for part in parts:
         if id(part) not in memo and not is_copyable(part):
             memo[id(part)] = pickle.loads(pickle.dumps(part))  # noqa: S301 - our own

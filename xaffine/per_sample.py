@@ -20,8 +20,9 @@ import array_api_compat
 from xaffine.backends import Array, device_of, is_half, is_of_kind, namespace_of, on_device_of
 from xaffine.functional import Gradients
 from xaffine.kernels import compiler_for, kernel_of
+from xaffine.kernels.standard import backward_W, sum_along
 from xaffine.meshes import automatic, split_of
-from xaffine.shapes import Operands, cast, check, check_cotangent, describe, flatten, reshape
+from xaffine.shapes import Operands, cast, check, check_cotangent, describe, flatten, promote, reshape
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -91,7 +92,7 @@ def per_sample_gradients(
     xp = namespace_of(x)
     with on_device_of(x):
         samples, gradients = (cast(xp, each, _wide(xp, dtype)) for each in _as_samples(xp, operands, dy))
-        dW, db = _of_each(xp, samples, gradients), xp.sum(gradients, axis=1, dtype=gradients.dtype)
+        dW, db = _of_each(xp, samples, gradients), sum_along(gradients, 1, gradients.dtype)
         if operands.n_batch_axes == 0:
             dW, db = reshape(xp, dW, W.shape), reshape(xp, db, W.shape[1:])
         return PerSampleGradients(cast(xp, dW, W.dtype), None if b is None else cast(xp, db, b.dtype))
@@ -127,7 +128,7 @@ def per_sample_gradient_norms(
     that takes fewer operations. Memory beside the operands is some MiB, or what one sample needs; on lazy libraries it
     is that library's to choose.
 
-    Samples are scaled by powers of two first, so that no square leaves the range: a norm is infinite only where it is
+    Samples near an end of the range are scaled first, so that no square leaves it: a norm is infinite only where it is
     too large for its dtype. Sums are in float64 wherever the library has it. With one batch axis the relative error
     is below 8 u + (n + m) 2⁻⁵³, where u is the unit roundoff of the result; with more it grows where the terms of
     dW_i and db_i cancel. Without float64 (JAX by default), 2⁻²⁴ takes the place of 2⁻⁵³, and float32 products must be
@@ -242,7 +243,11 @@ def _norms_of(dy: Array, x: Array, W: Array, b: Array | None, n_batch_axes: int 
         norms = []
         for samples, gradients in _blocks(xp, operands, dy):
             some = _measure(xp, samples, gradients, bias=b is not None)
-            norms.append(cast(xp, (some.norm * some.of_x * some.of_dy)[:, 0, 0], _real(xp, samples).dtype))
+            norm = some.norm
+            if not isinstance(some.of_x, float):  # the larger divisor first, so that what is rounded is not subnormal
+                large, small = xp.maximum(some.of_x, some.of_dy), xp.minimum(some.of_x, some.of_dy)
+                norm = norm * (large * 2.0**-20) * (small * 2.0**20)  # which keeps the first product in range
+            norms.append(cast(xp, norm[:, 0, 0], _real(xp, samples).dtype))
         together = norms[0] if len(norms) == 1 else xp.concat(norms)
         return together if operands.n_batch_axes else reshape(xp, together, ())
 
@@ -294,7 +299,7 @@ def _as_samples(xp: ModuleType, operands: Operands, dy: Array) -> tuple[Array, A
 def _blocks(xp: ModuleType, operands: Operands, dy: Array) -> Iterator[tuple[Array, Array]]:
     """So many samples at a time that they, and what is computed of them, stay small; of a lazy library all."""
     samples, gradients = _as_samples(xp, operands, dy)
-    dtype = _wide(xp, xp.result_type(samples.dtype, gradients.dtype))
+    dtype = _wide(xp, promote(xp, samples.dtype, gradients.dtype))
     N, T, n = samples.shape
     m = gradients.shape[2]
     rows = max(1, _ELEMENTS // max(T * (n + m), 1 if T == 1 else n * m, 1))
@@ -310,7 +315,7 @@ def _of_each(xp: ModuleType, samples: Array, gradients: Array) -> Array:
     """dW_i = x_iᵀ dy_i of every sample."""
     if samples.shape[1] == 1:  # without products of three axes, which some libraries lack for some dtypes
         return xp.matrix_transpose(samples) * gradients
-    return _products(xp, xp.matrix_transpose(samples), gradients)
+    return _products(xp, samples, gradients)
 
 
 class _Measured(NamedTuple):
@@ -347,7 +352,7 @@ def _measure(xp: ModuleType, x: Array, dy: Array, *, bias: bool) -> _Measured:
     of_dy: Any = 1.0
     if wide == own:
         of_x, of_dy = _divisors(xp, x, tiny=not bias), _divisors(xp, dy)
-        x, dy = x / of_x, dy / of_dy
+        x, dy = _quotient(xp, x, of_x), _quotient(xp, dy, of_dy)
     square_of_x, square_of_dy = _squares(xp, x), _squares(xp, dy)
     if bias:
         square_of_x = square_of_x + T * (1 / of_x) ** 2
@@ -371,21 +376,33 @@ def _measure(xp: ModuleType, x: Array, dy: Array, *, bias: bool) -> _Measured:
 
 
 def _divisors(xp: ModuleType, samples: Array, *, tiny: bool = True) -> Array:
-    """For every sample 2⁻¹⁶ Σ |a|, where Σ |a| is near an end of the range; else 1."""
+    """For every sample Σ |a|, with 2⁻¹⁶ |a| for |a| above 1, where that is near an end of the range; else 1."""
     unit = 2.0**-16  # keeps the sum in range; a largest value is not defined for empty samples
-    total = xp.sum(xp.sum(xp.abs(samples) * unit, axis=2, keepdims=True), axis=1, keepdims=True)
+    sizes = xp.abs(samples)
+    sizes = xp.where(sizes > 1, sizes * unit, sizes)
+    total = xp.sum(xp.sum(sizes, axis=2, keepdims=True), axis=1, keepdims=True)
     high = float(xp.finfo(samples.dtype).max) ** 0.125  # the fourth powers of so large numbers can be added up
     ends = (total > unit * high) & (total < math.inf)
-    ends = ends | ((total < unit / high) & (total > 0)) if tiny else ends
+    ends = ends | ((total < 1 / high) & (total > 0)) if tiny else ends
     return xp.where(ends, total, xp.ones_like(total))
+
+
+def _quotient(xp: ModuleType, samples: Array, divisors: Array) -> Array:
+    """Samples, divided; complex ones away from subnormal numbers, whose reciprocals libraries take on the way."""
+    if not is_of_kind(xp, samples.dtype, "complex floating"):
+        return samples / divisors
+    unit = xp.where(divisors < 1, xp.full_like(divisors, 2.0**60), xp.ones_like(divisors))
+    return samples * unit / (divisors * unit)
 
 
 def _clipped(xp: ModuleType, x: Array, dy: Array, *, bias: bool, max_norm: float) -> Array:
     """c_i dy_i of every sample, where c_i brings its gradient to a norm of at most max_norm; NaN where none does."""
     divided, of_x, of_dy, _, bound = _measure(xp, x, dy, bias=bias)
-    ones, size = xp.ones_like(bound), of_x**0.5 * of_dy**0.5  # of_x times of_dy may be out of range
-    clips = bound * size > max_norm / size
-    weight = xp.where(clips, ones * (max_norm / of_x), ones * of_dy)
+    ones = xp.ones_like(bound)
+    size = ones * (of_x**0.5 * of_dy**0.5)  # of_x times of_dy may be out of range
+    small, large = xp.minimum(size, ones), xp.maximum(size, ones)
+    clips = bound * small * small > max_norm / large / large
+    weight = xp.where(clips, max_norm / xp.where(clips, ones * of_x, ones), ones * of_dy)
     weight = xp.where(bound < math.inf, weight, ones * math.nan)
     bound = xp.where(clips, bound, ones)
     # Of divided samples weight / bound may be out of range; without divisors it saves one pass over them.
@@ -396,14 +413,15 @@ def _clipped(xp: ModuleType, x: Array, dy: Array, *, bias: bool, max_norm: float
 def _gram(xp: ModuleType, samples: Array) -> Array:
     """The inner products of the rows of every sample: (N, T, T)."""
     conjugate = xp.conj(samples) if is_of_kind(xp, samples.dtype, "complex floating") else samples
-    return _products(xp, samples, xp.matrix_transpose(conjugate))
+    return _products(xp, xp.matrix_transpose(samples), xp.matrix_transpose(conjugate))
 
 
-def _products(xp: ModuleType, first: Array, second: Array) -> Array:
-    """The product of each pair of matrices in two stacks."""
-    if first.shape[0] == 0:  # the sparse library multiplies no empty stacks
-        return xp.zeros((*first.shape[:2], second.shape[2]), dtype=first.dtype, device=device_of(first))
-    return xp.matmul(first, second)
+def _products(xp: ModuleType, samples: Array, gradients: Array) -> Array:
+    """x_iᵀ dy_i of every pair of matrices in two stacks."""
+    if samples.shape[0] == 0:  # the sparse library multiplies no empty stacks
+        shape = (0, samples.shape[2], gradients.shape[2])
+        return xp.zeros(shape, dtype=samples.dtype, device=device_of(samples))
+    return backward_W(gradients, samples)
 
 
 def _squares(xp: ModuleType, samples: Array) -> Array:

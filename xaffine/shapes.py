@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
+import sys
 from functools import reduce
 from itertools import combinations_with_replacement
 from types import ModuleType  # noqa: TC003 - fields of a NamedTuple
@@ -30,7 +31,7 @@ from xaffine.backends import (
 
 __all__ = [
     "Operands", "cast", "check", "check_apart", "check_cotangent", "check_out", "check_parameters", "check_sum",
-    "check_tangents", "describe", "flatten", "is_writable", "reshape", "restore",
+    "check_tangents", "describe", "flatten", "is_writable", "promote", "reshape", "restore",
 ]  # fmt: skip
 
 _KINDS = ("integral", "real floating", "complex floating")
@@ -239,7 +240,8 @@ def is_writable(array: Array) -> bool:
     if array_api_compat.is_dask_array(array) or array_api_compat.is_ndonnx_array(array):
         return True  # and no probe, which they would note down as one more operation
     if array_api_compat.is_torch_array(array):
-        return not array.is_inference()  # and no probe, which autograd would count as a change
+        # No probe, which autograd would count as a change; and no question that Dynamo cannot trace.
+        return sys.modules["torch"].compiler.is_compiling() or not array.is_inference()
     try:
         array[:0, ...] = array[:0, ...]  # writes nothing, and raises where writing would
     except Exception:  # each library has its own error for it
@@ -264,6 +266,11 @@ def restore(xp: ModuleType, matrix: Array, shape: tuple[int, ...], n_batch_axes:
 def cast(xp: ModuleType, array: Array, dtype: Any) -> Array:
     """An array in a dtype: itself, where it has it."""
     return array if array.dtype == dtype else xp.astype(array, dtype)
+
+
+def promote(xp: ModuleType, *dtypes: Any) -> Any:
+    """The dtype that dtypes promote to: by promote_types where there is one, since Dynamo traces no result_type."""
+    return reduce(getattr(xp, "promote_types", xp.result_type), dtypes)
 
 
 def _named(b: Array | None, **operands: Any) -> dict[str, Any]:
@@ -409,8 +416,7 @@ def _check_dtypes(xp: ModuleType, operands: dict[str, Any]) -> Any:
     if min(kinds) == max(kinds) != -1:
         reason = ""
         try:
-            # Of a single dtype, too: it undoes a foreign byte order. Dynamo traces no result_type of halves.
-            common = reduce(getattr(xp, "promote_types", xp.result_type), dtypes, dtypes[0])
+            common = promote(xp, dtypes[0], *dtypes)  # of a single dtype, too: it undoes a foreign byte order
         except (TypeError, ValueError, RuntimeError) as error:  # how libraries say that two dtypes do not promote
             common, reason = None, f" ({' '.join(str(error).split())})"
         if common is not None and is_of_kind(xp, common, _KINDS[kinds[0]]):

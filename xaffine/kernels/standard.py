@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from array_api_compat import is_dask_array, is_jax_array, is_pydata_sparse_array
+from array_api_compat import is_dask_array, is_jax_array, is_pydata_sparse_array, is_torch_array
 
 from xaffine.backends import is_half, namespace_of
 
@@ -18,9 +18,12 @@ if TYPE_CHECKING:
 
     from xaffine.backends import Array
 
-__all__ = ["backward", "backward_W", "backward_b", "backward_x", "forward", "sum_along"]
+__all__ = ["adds_up_all_rows", "backward", "backward_W", "backward_b", "backward_x", "forward", "sum_along"]
 
 _STRETCHES = 64
+_LONG = 16384  # rows from which on torch multiplies block by block
+_ROWS = 4096  # of a block
+_SMALL = 8192  # elements of the largest product whose partial sums cost little beside the products of blocks
 _NO_BUFFERS = (None, None, None)
 
 
@@ -53,9 +56,27 @@ def backward_x(dy: Array, W: Array) -> Array:
 
 
 def backward_W(dy: Array, x: Array) -> Array:
-    """dW = xᵀ dy: (N, m), (N, n) to (n, m)."""
+    """dW = xᵀ dy: (N, m), (N, n) to (n, m); or that of every pair in two stacks of them."""
     xp = namespace_of(dy)
-    return xp.matmul(xp.matrix_transpose(x), dy)
+    if not adds_up_all_rows(dy, x):
+        return xp.matmul(xp.matrix_transpose(x), dy)
+    if x.shape[-1] > dy.shape[-1]:  # the wide operand second: its product is the faster one
+        return xp.matrix_transpose(backward_W(x, dy))
+    whole = x.shape[-2] // _ROWS * _ROWS
+    first, second = (
+        xp.reshape(each[..., :whole, :], (*each.shape[:-2], whole // _ROWS, _ROWS, each.shape[-1])) for each in (x, dy)
+    )
+    parts = xp.matmul(xp.matrix_transpose(first), second)
+    rest = xp.matmul(xp.matrix_transpose(x[..., whole:, :]), dy[..., whole:, :])
+    return xp.add(sum_along(parts, parts.ndim - 3, parts.dtype), rest)
+
+
+def adds_up_all_rows(dy: Array, x: Array) -> bool:
+    """Whether xᵀ dy would be a running sum over many rows: MKL's products of narrow operands, for torch, are."""
+    if not is_torch_array(x) or is_half(x.dtype) or not (x.dtype.is_floating_point or x.dtype.is_complex):
+        return False
+    dense = str(x.layout) == str(dy.layout) == "torch.strided" and not hasattr(x, "device_mesh")
+    return dense and x.device.type == "cpu" and x.shape[-2] > _LONG and 0 < x.shape[-1] * dy.shape[-1] <= _SMALL
 
 
 def backward_b(dy: Array) -> Array:
@@ -70,12 +91,17 @@ def backward_b(dy: Array) -> Array:
 def sum_along(array: Array, axis: int, dtype: Any) -> Array:
     """Σ along an axis, in a dtype: a term is rounded at most 63 (1 + log₆₄ N) times, where a running sum takes N.
 
-    Each round adds 64 stretches of the axis to each other, and what does not fill them waits for the next. JAX, Dask
-    and sparse sum in trees of their own, and the first two would have to move the terms of an axis that they split.
+    Each round adds 64 stretches of the axis to each other, and what does not fill them waits for the next. JAX and
+    sparse sum in trees of their own, and JAX would have to move the terms of an axis that it splits. Of Dask, every
+    block is summed so, and then their sums; of a DTensor of torch the parts, where they are.
     """
     xp = namespace_of(array)
+    if is_dask_array(array):
+        chunks = tuple((1,) * len(sizes) if i == axis else sizes for i, sizes in enumerate(array.chunks))
+        array = array.map_blocks(_sum_of_block, axis, dtype, chunks=chunks, meta=array._meta.astype(dtype))
+        return xp.sum(array, axis=axis, dtype=dtype)
     terms = array.shape[axis]
-    if not (is_jax_array(array) or is_dask_array(array) or is_pydata_sparse_array(array)):
+    if not (is_jax_array(array) or is_pydata_sparse_array(array) or hasattr(array, "device_mesh")):
         while isinstance(terms, int) and terms > _STRETCHES:
             before, after = array.shape[:axis], array.shape[axis + 1 :]
             length = terms // _STRETCHES
@@ -87,3 +113,7 @@ def sum_along(array: Array, axis: int, dtype: Any) -> Array:
             array = xp.concat([xp.sum(stretches, axis=axis, dtype=dtype), xp.astype(rest, dtype)], axis=axis)
             terms = array.shape[axis]
     return xp.sum(array, axis=axis, dtype=dtype)
+
+
+def _sum_of_block(block: Array, axis: int, dtype: Any) -> Array:
+    return namespace_of(block).expand_dims(sum_along(block, axis, dtype), axis=axis)

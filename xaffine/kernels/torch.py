@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 
+from xaffine.kernels import standard
+
 if TYPE_CHECKING:
     from collections.abc import Collection
 
@@ -28,9 +30,12 @@ def backward(
 ) -> Buffers:
     """dx = dy Wᵀ, dW = xᵀ dy and db = Σ over the batch of dy."""
     dx, dW, db = out
+    if long := "W" in wanted and standard.adds_up_all_rows(dy, x):  # first, since it may run out of memory
+        total = standard.backward_W(dy, x)
+        dW = total.contiguous() if dW is None else dW.copy_(total)
     if "x" in wanted:
         dx = torch.mm(dy, W.mT, out=dx)
-    if "W" in wanted:
+    if "W" in wanted and not long:
         # The wide operand second: its product is the faster one.
         tall = dW is None and len(W) > 32 * W.shape[1]
         dW = torch.mm(dy.mT, x).mT.contiguous() if tall else torch.mm(x.mT, dy, out=dW)
