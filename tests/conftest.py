@@ -5,6 +5,7 @@ A backend whose library is missing is an error. One whose GPU is missing skips w
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # What a shell starts in the background ignores SIGINT, and so would the processes that tests start and interrupt.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     # Derandomised: a run shows what the commit does, not what a seed found. Deadlines would test the machine.
     settings.register_profile(
         "xaffine",
