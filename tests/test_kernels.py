@@ -146,7 +146,10 @@ class TestSumOverTheBatch:
             pytest.skip("how such a library multiplies is its own; or it has no such dtype")
         ones, tenths = np.ones((N, 3), dtype), np.full((N, 2), 0.1, dtype)
         dy, x, W = (backend.from_numpy(array, device=device) for array in (tenths, ones, np.zeros((3, 2), dtype)))
-        results = [affine_backward(dy, x, W, wrt="W").dW, per_sample_gradients(dy[None], x[None], W, n_batch_axes=2).dW]
+        results = [
+            affine_backward(dy, x, W, wrt="W").dW,
+            per_sample_gradients(dy[None, ...], x[None, ...], W, n_batch_axes=2).dW,
+        ]
         if backend.name in ("numpy", "torch"):
             buffer = backend.from_values(np.zeros((3, 2)), dtype, device=device)
             results.append(affine_backward(dy, x, W, wrt="W", out=(None, buffer, None)).dW)
