@@ -141,7 +141,7 @@ class TestSumOverTheBatch:
     @pytest.mark.parametrize("N", [16_385, 1_000_000])
     @pytest.mark.parametrize("dtype", ["float32", "complex64"])
     def test_so_do_products_of_narrow_operands(self, backend: Backend, device: Any, N: int, dtype: str) -> None:
-        """MKL adds up all rows of such operands one after the other."""
+        """MKL, for torch, and XLA on CPUs add up all rows of such operands one after the other."""
         if backend.name in ("dask", "ndonnx", "sparse") or dtype not in backend.dtypes(device):
             pytest.skip("how such a library multiplies is its own; or it has no such dtype")
         ones, tenths = np.ones((N, 3), dtype), np.full((N, 2), 0.1, dtype)

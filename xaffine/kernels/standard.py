@@ -15,14 +15,16 @@ from xaffine.backends import is_half, namespace_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection
+    from types import ModuleType
 
     from xaffine.backends import Array
 
 __all__ = ["adds_up_all_rows", "backward", "backward_W", "backward_b", "backward_x", "forward", "sum_along"]
 
 _STRETCHES = 64
-_LONG = 16384  # rows from which on torch multiplies block by block
+_LONG = 16384  # rows from which on a product that would be a running sum is computed in another way
 _ROWS = 4096  # of a block
+_NARROW = 4  # columns
 _SMALL = 8192  # elements of the largest product whose partial sums cost little beside the products of blocks
 _NO_BUFFERS = (None, None, None)
 
@@ -58,6 +60,10 @@ def backward_x(dy: Array, W: Array) -> Array:
 def backward_W(dy: Array, x: Array) -> Array:
     """dW = xᵀ dy: (N, m), (N, n) to (n, m); or that of every pair in two stacks of them."""
     xp = namespace_of(dy)
+    if is_jax_array(x) and x.shape[-2] > _LONG and min(x.shape[-1], dy.shape[-1]) < _NARROW:
+        # XLA on a CPU computes a product of so few columns as a running sum, and one with zeros beside them as usual.
+        total = xp.matmul(xp.matrix_transpose(_widened(xp, x)), _widened(xp, dy))
+        return total[..., : x.shape[-1], : dy.shape[-1]]
     if not adds_up_all_rows(dy, x):
         return xp.matmul(xp.matrix_transpose(x), dy)
     if x.shape[-1] > dy.shape[-1]:  # the wide operand second: its product is the faster one
@@ -69,6 +75,12 @@ def backward_W(dy: Array, x: Array) -> Array:
     parts = xp.matmul(xp.matrix_transpose(first), second)
     rest = xp.matmul(xp.matrix_transpose(x[..., whole:, :]), dy[..., whole:, :])
     return xp.add(sum_along(parts, parts.ndim - 3, parts.dtype), rest)
+
+
+def _widened(xp: ModuleType, matrix: Array) -> Array:
+    """A matrix with columns of zeros behind its own, so that it has four or more."""
+    missing = max(0, _NARROW - matrix.shape[-1])
+    return xp.concat([matrix, xp.zeros((*matrix.shape[:-1], missing), dtype=matrix.dtype)], axis=-1)
 
 
 def adds_up_all_rows(dy: Array, x: Array) -> bool:
