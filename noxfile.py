@@ -17,7 +17,7 @@ nox.needs_version = ">=2025.5"
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 BACKENDS = ("numpy", "array-api-strict", "torch", "jax", "dask", "sparse", "ndonnx", "cupy")
 COVERED = ("numpy", "array-api-strict", "torch", "jax", "dask", "cupy")
-ASIDE = ("docs", "figures", "gpu_scripts", "interrupts", "repository")
+ASIDE = ("check_command", "docs", "figures", "gpu_scripts", "interrupts", "repository")
 SITE = "docs/_build/html"
 
 
@@ -54,7 +54,7 @@ def tests(session: nox.Session, backend: str) -> None:
         requirements = [*requirements, *lowest(project["dependencies"] + extras["cli"] + extras["testing"])]
     session.install("-e", ".[cli,testing]", *requirements)
 
-    # What pages, scripts and figures say does not depend on the lowest versions: the session of NumPy tests that.
+    # Pages, scripts, figures and processes do not depend on the lowest versions: the session of NumPy tests those.
     special = {"minimum": [f"--ignore=tests/test_{name}.py" for name in ASIDE], "distributed": ["--distributed"]}
     arguments = ["-n", "auto", *special.get(backend, ["--backend", backend])]
     if backend in COVERED:
