@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 import re
@@ -188,6 +189,9 @@ def test_without_x64_samples_are_clipped_in_range_and_never_too_little(T: int, n
             assert abs(float(dW[0, 0]) - 1) <= 16 * u
         norms = per_sample_gradient_norms(1e-30 * ones, 1e-5 * ones, ones)
         assert abs(float(norms[0]) - 1e-35) <= 16 * u * 1e-35
+        usual = jnp.asarray(rng.integers(-3, 4, (5, T, n)), jnp.float32)  # which nothing divides
+        dW = clipped_gradients(usual, usual, operands[2], max_norm=math.inf, n_batch_axes=2).dW
+        assert jnp.array_equal(dW, affine_backward(usual, usual, operands[2], n_batch_axes=2).dW)
 
 
 def test_tangents_of_integers_do_not_turn_numpy_into_jax() -> None:

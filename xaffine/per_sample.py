@@ -376,15 +376,17 @@ def _measure(xp: ModuleType, x: Array, dy: Array, *, bias: bool) -> _Measured:
 
 
 def _divisors(xp: ModuleType, samples: Array, *, tiny: bool = True) -> Array:
-    """For every sample Σ |a|, with 2⁻¹⁶ |a| for |a| above 1, where that is near an end of the range; else 1."""
-    unit = 2.0**-16  # keeps the sum in range; a largest value is not defined for empty samples
-    sizes = xp.abs(samples)
-    sizes = xp.where(sizes > 1, sizes * unit, sizes)
-    total = xp.sum(xp.sum(sizes, axis=2, keepdims=True), axis=1, keepdims=True)
-    high = float(xp.finfo(samples.dtype).max) ** 0.125  # the fourth powers of so large numbers can be added up
-    ends = (total > unit * high) & (total < math.inf)
-    ends = ends | ((total < 1 / high) & (total > 0)) if tiny else ends
-    return xp.where(ends, total, xp.ones_like(total))
+    """For every sample Σ |a|, or 2⁻¹⁶ of it, where that is near an end of the range; else 1."""
+    sizes, high = xp.abs(samples), float(xp.finfo(samples.dtype).max) ** 0.125  # whose fourth power is far from the end
+    ones = xp.ones_like(sizes)
+    # Neither sum leaves the range. A largest value will not do, since it is not defined for empty samples.
+    large, small = (
+        xp.sum(xp.sum(some, axis=2, keepdims=True), axis=1, keepdims=True)
+        for some in (sizes * 2.0**-16, xp.where(sizes < 1, sizes, ones))
+    )
+    ones = xp.ones_like(large)
+    divisors = xp.where((small < 1 / high) & (small > 0), small, ones) if tiny else ones
+    return xp.where((large > 2.0**-16 * high) & (large < math.inf), large, divisors)
 
 
 def _quotient(xp: ModuleType, samples: Array, divisors: Array) -> Array:
