@@ -904,7 +904,7 @@ def detached(array: Array) -> Array:
 
 
 def is_copyable(array: Array) -> bool:
-    """Whether `copy.deepcopy` takes an array: not what autograd of torch computed, nor an array of ndonnx.
+    """Whether ``copy.deepcopy`` takes an array: not what autograd of torch computed, nor an array of ndonnx.
 
     Parameters
     ----------
@@ -914,7 +914,7 @@ def is_copyable(array: Array) -> bool:
     Returns
     -------
     bool
-        If not, `pickle` copies it; torch then keeps the values, and that a gradient is required.
+        If not, ``pickle`` copies it; torch then keeps the values, and that a gradient is required.
 
     Examples
     --------
