@@ -400,6 +400,14 @@ def test_wide_gradients_are_contiguous() -> None:
     assert dW.tolist() == [[5]] * 40
 
 
+def test_narrow_operands_beside_wide_ones_are_multiplied_in_blocks() -> None:
+    N, n, m = 60_000, 3, 2800
+    dW = affine_backward(torch.full((N, m), 0.1), torch.ones(N, n), torch.zeros(n, m), wrt="W").dW
+    exact = N * float(np.float32(0.1))
+    bound = float(bounds.gamma(4096 + N // 4096 + 1, bounds.unit_roundoff("float32")))
+    assert float(abs(dW.double() / exact - 1).max()) <= bound
+
+
 def test_parameters_mix_with_tensors() -> None:
     W, b = torch.nn.Parameter(torch.ones(3, 2)), torch.nn.Parameter(torch.zeros(2))
     layer = AffineLayer(W, b)

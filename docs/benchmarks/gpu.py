@@ -90,12 +90,12 @@ class UnfitError(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """One process: the part that it belongs to, a library that must work, and about how long it takes on an H100."""
+    """One process: the part that it belongs to, a backend that must work, and about how long it takes on an H100."""
 
     part: str
     what: str
     command: list[str]
-    library: str
+    backend: str
     seconds: int
     environment: dict[str, str] = field(default_factory=dict)
 
@@ -339,8 +339,8 @@ def measure(runs: list[Run], folder: Path, deadline: float) -> dict[str, Any]:
             print(f"{run.name}: {found['runs'][run.name]['outcome']} before", flush=True)
             continue
         left = deadline - time.monotonic() - GRACE
-        if run.part != "doctor" and (why := unusable(run.library, found)):
-            found["left out"][run.name] = f"{run.library} cannot be used: {why}"
+        if run.part != "doctor" and (why := unusable(run.backend, found)):
+            found["left out"][run.name] = f"{run.backend} cannot be used: {why}"
         elif left < run.seconds:
             found["left out"][run.name] = f"needs about {run.seconds} s of the {max(0, left):.0f} s left"
         else:
@@ -573,9 +573,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def chosen(parts: list[str]) -> list[Run]:
     """The runs of some parts, with the doctors of their libraries; all by default."""
     runs = all_runs()
-    libraries = {run.library for run in runs if run.part in parts}
+    libraries = {run.backend for run in runs if run.part in parts}
     return [
-        run for run in runs if not parts or run.part in parts or (run.part == "doctor" and run.library in libraries)
+        run for run in runs if not parts or run.part in parts or (run.part == "doctor" and run.backend in libraries)
     ]
 
 
@@ -642,7 +642,7 @@ def exit_code(found: dict[str, Any], runs: list[Run], *, interrupted: bool) -> i
         return 130
     records = {run: found["runs"][run.name] for run in runs if run.name in found["runs"]}
     asked = {run for run in runs if run.part != "doctor"}
-    if runs and (all(unusable(run.library, found) for run in runs) or (asked and not asked & records.keys())):
+    if runs and (all(unusable(run.backend, found) for run in runs) or (asked and not asked & records.keys())):
         return 2
     return int(any(record["outcome"] == "failed" for record in records.values()))
 

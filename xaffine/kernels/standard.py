@@ -25,7 +25,8 @@ _STRETCHES = 64
 _LONG = 16384  # rows from which on a product that would be a running sum is computed in another way
 _ROWS = 4096  # of a block
 _NARROW = 4  # columns
-_SMALL = 8192  # elements of the largest product whose partial sums cost little beside the products of blocks
+# Partial products cost little beside those of blocks if they have few elements, or if one operand has few columns.
+_SMALL, _FEW = 8192, 16
 _NO_BUFFERS = (None, None, None)
 
 
@@ -87,8 +88,10 @@ def adds_up_all_rows(dy: Array, x: Array) -> bool:
     """Whether xᵀ dy would be a running sum over many rows: MKL's products of narrow operands, for torch, are."""
     if not is_torch_array(x) or is_half(x.dtype) or not (x.dtype.is_floating_point or x.dtype.is_complex):
         return False
+    n, m = x.shape[-1], dy.shape[-1]
     dense = str(x.layout) == str(dy.layout) == "torch.strided" and not hasattr(x, "device_mesh")
-    return dense and x.device.type == "cpu" and x.shape[-2] > _LONG and 0 < x.shape[-1] * dy.shape[-1] <= _SMALL
+    narrow = n * m > 0 and (n * m <= _SMALL or min(n, m) < _FEW)
+    return dense and narrow and x.device.type == "cpu" and x.shape[-2] > _LONG
 
 
 def backward_b(dy: Array) -> Array:
