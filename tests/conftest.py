@@ -1,11 +1,15 @@
-"""Which backend the tests run on is chosen from outside: ``pytest --backend torch``.
+"""Which backend the tests run on is chosen from outside: ``pytest --backend torch``, or ``--backend all``.
 
-A backend whose library is missing is an error. One whose GPU is missing skips what needs the GPU, and says so.
+A test that takes the fixture `backend` runs on every backend, the others once, with NumPy. A file in ``tests/backends``
+that is named after a backend runs with that one alone. A backend whose library is missing is an error. One whose GPU is
+missing skips what needs the GPU, and says so.
 """
 
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,28 +19,43 @@ from xaffine import backends
 
 pytest_plugins = ["pytester"]
 
+TESTS = Path(__file__).parent
 # Examples of each property; fewer where a library compiles or schedules anew for every shape.
 EXAMPLES = {"jax": 15, "dask": 30, "ndonnx": 4, "sparse": 30}
-# The example does not run on sparse arrays, and a matrix product of ndonnx takes a third of a second.
-WITHOUT_EXAMPLE = ("sparse", "ndonnx")
-WITH_PEERS = ("numpy", "torch", "jax")
-
-OWN_FILES = {name: f"test_on_{name.replace('-', '_')}.py" for name in backends.names()}
+# Files that some backends cannot run, with those that can.
+SOME_BACKENDS = {
+    "core/test_digits.py": set(backends.names()) - {"sparse", "ndonnx"},  # no softmax; a third of a second a product
+    "testing/test_peers.py": {"numpy", "torch", "jax"},  # the libraries that people write such layers with
+}
+OF_ONE_BACKEND = {f"backends/test_{name.replace('-', '_')}.py": {name} for name in backends.names()}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--backend", default="numpy", choices=backends.names(), help="the array library to test on")
+    names = [*backends.names(), "all"]
+    parser.addoption("--backend", default="numpy", choices=names, help="the array library to test on, or all in turn")
     parser.addoption("--device", default=None, help="one of the backend's devices, as text; gpu is its first GPU")
-    parser.addoption("--distributed", action="store_true", help="the tests that span processes, and those alone")
-    parser.addoption("--site", default=None, help="the folder of the built site, to be tested (nox -s docs)")
     parser.addoption("--tf32", action="store_true", help="let products round their factors to TF32: properties alone")
+
+
+def pytest_cmdline_main(config: pytest.Config) -> int | None:
+    """Run each library that is installed in a process of its own if all are wanted."""
+    if config.getoption("backend") != "all":
+        return None
+    failed = []
+    for name in backends.installed():
+        print(f"\npytest --backend {name}", flush=True)
+        command = [sys.executable, "-m", "pytest", *config.invocation_params.args, "--backend", name]  # the last counts
+        status = subprocess.run(command, cwd=config.invocation_params.dir, check=False).returncode
+        failed += [] if status in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED) else [name]
+    print(f"\n{len(backends.installed())} backends were tested; failed: {', '.join(failed) or 'none'}")
+    return int(bool(failed))
 
 
 def pytest_configure(config: pytest.Config) -> None:
     # What a shell starts in the background ignores SIGINT, and so would the processes that tests start and interrupt.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    # Derandomised: a run shows what the commit does, not what a seed found. Deadlines would test the machine.
+    # Derandomised: a run shows what the commit does; `nox -s fuzz` draws new cases. Deadlines would test the machine.
     settings.register_profile(
         "xaffine",
         max_examples=EXAMPLES.get(config.getoption("backend"), 100),
@@ -46,31 +65,39 @@ def pytest_configure(config: pytest.Config) -> None:
         suppress_health_check=[HealthCheck.too_slow],
     )
     settings.load_profile("xaffine")
-    config.addinivalue_line("markers", "once: does not depend on the backend; runs with numpy only")
+
+
+def reason_to_ignore(path: Path, config: pytest.Config) -> str | None:
+    """Return why a file or folder of tests is not collected, or None if it is."""
+    name = path.relative_to(TESTS).as_posix()
+    if name == "distributed" and not any("distributed" in argument for argument in config.args):
+        return "starts and kills processes: pytest tests/distributed"
+    able = (SOME_BACKENDS | OF_ONE_BACKEND).get(name)
+    if able and config.getoption("backend") not in able:
+        return f"--backend {' or '.join(sorted(able))}"
+    return None
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Leave out files of other backends, those that span processes, and that of the site where none was built."""
-    if collection_path.name.startswith("test_"):
-        spans = collection_path.name.startswith("test_distributed_")
-        if spans != config.getoption("distributed"):
-            return True
-    backend = config.getoption("backend")
-    others = {file for name, file in OWN_FILES.items() if name != backend}
-    if backend in WITHOUT_EXAMPLE:
-        others.add("test_digits.py")
-    if backend not in WITH_PEERS:
-        others.add("test_peers.py")
-    if config.getoption("site") is None:
-        others.add("test_site.py")
-    return True if collection_path.name in others else None
+    return True if TESTS in collection_path.parents and reason_to_ignore(collection_path, config) else None
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    files = [path for path in map(TESTS.joinpath, ("distributed", *SOME_BACKENDS, *OF_ONE_BACKEND)) if path.exists()]
+    reasons = {path.relative_to(TESTS.parent): reason_to_ignore(path, config) for path in files}
+    return [f"not collected: {path} ({reason})" for path, reason in reasons.items() if reason]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselect what does not depend on the backend, unless the backend is NumPy."""
+
+    def runs_once(item: pytest.Item) -> bool:
+        of_one_backend = TESTS in item.path.parents and item.path.relative_to(TESTS).as_posix() in OF_ONE_BACKEND
+        return "backend" not in item.fixturenames and not of_one_backend
+
     if config.getoption("backend") != "numpy":
-        once = [item for item in items if item.get_closest_marker("once")]
-        config.hook.pytest_deselected(items=once)
-        items[:] = [item for item in items if item not in once]
+        config.hook.pytest_deselected(items=[item for item in items if runs_once(item)])
+        items[:] = [item for item in items if not runs_once(item)]
 
 
 @pytest.fixture(scope="session")
@@ -93,3 +120,9 @@ def device(request: pytest.FixtureRequest, backend: backends.Backend) -> object:
     """The device under test, the backend's default one if none was named."""
     name = request.config.getoption("device")
     return None if name is None else backend.device(name)
+
+
+@pytest.fixture
+def numpy_backend() -> backends.Backend:
+    """NumPy, for a test that does not depend on the backend."""
+    return backends.get("numpy")

@@ -126,9 +126,9 @@ def _doctor(library: str) -> list[Run]:
 
 
 def _tests(library: str) -> list[Run]:
-    own, properties = f"tests/test_on_{library}.py", "tests/test_properties.py"
+    own, properties = f"tests/backends/test_{library}.py", "tests/core/test_properties.py"
     rest = ["tests", f"--ignore={own}", f"--ignore={properties}"]
-    rest += [] if _is_here("sklearn") else ["--ignore=tests/test_digits.py"]
+    rest += [] if _is_here("sklearn") else ["--ignore=tests/core/test_digits.py"]
     slow = 2 if library == "jax" else 1  # it compiles for every shape
     # Those of CuPy keep the card busy and its memory short: one process, which shares the card with no other.
     workers = 0 if library == "cupy" else WORKERS
@@ -141,7 +141,7 @@ def _tests(library: str) -> list[Run]:
 
 
 def _tf32(library: str) -> list[Run]:
-    command = _pytest(library, ["--tf32", "tests/test_properties.py"], WORKERS)
+    command = _pytest(library, ["--tf32", "tests/core/test_properties.py"], WORKERS)
     return [Run(f"tf32:{library}", "properties", command, library, 60 if library == "jax" else 30)]
 
 

@@ -1,0 +1,209 @@
+"""``xaffine bench``: its rows, its table, its files, and what it says when it cannot run."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from xaffine import __main__, backends
+from xaffine.command import bench
+from xaffine.command.files import replace_text
+
+
+def test_rows_compare_every_implementation_with_the_limit_and_each_other() -> None:
+    rows = bench.compare("numpy", (5, 3, 4), "float64", rounds=3)
+    names = ["limit", "xaffine", "classic class", "xaffine, out="]
+    assert [(r["implementation"], r["what"]) for r in rows] == [
+        (name, what) for name in names for what in ("forward", "backward", "both")
+    ]
+    for row in rows:
+        assert 0 < row["low"] <= row["median"] <= row["high"]
+        assert set(row["to"]) == set(names) - {row["implementation"]}
+        assert row["implementation"] != "limit" or row["ratio"] == 1
+        assert (row["dtype"], row["shape"]) == ("float64", [5, 3, 4])
+
+
+def test_command_writes_table_data_and_plot(capfd: Any, tmp_path: Path) -> None:
+    data, plot = tmp_path / "bench.json", tmp_path / "bench.svg"
+    arguments = ["--groups", "numpy", "--shapes", "2,3,4", "6x5x4", "--rounds", "1", "--dtype", "float32", "float64"]
+    assert __main__.main(["bench", *arguments, "--json", str(data), "--plot", str(plot)]) == 0
+    printed = capfd.readouterr()
+    assert printed.err == ""
+    assert "both/limit" in printed.out
+    found = json.loads(data.read_text())
+    assert {tuple(r["shape"]) for r in found["rows"]} == {(2, 3, 4), (6, 5, 4)}
+    assert {r["dtype"] for r in found["rows"]} == {"float32", "float64"}
+    assert found["groups"]["numpy"]["version"] == backends.get("numpy").version
+    assert found["rounds"] == 1
+    drawing = plot.read_text()
+    assert drawing.count("<svg") == 1
+    assert "classic class" in drawing or "<use" in drawing  # text as text, or as paths
+
+
+def test_run_that_is_cut_off_keeps_its_rows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    shapes = [bench.compare("numpy", (2, 3, m), "float32", rounds=1) for m in (4, 5)]
+    data = tmp_path / "bench.json"
+
+    def events(*_: Any) -> Iterator[dict[str, Any]]:
+        yield {"event": "group", "version": "1", "device": "cpu", "threads": "one", "rates": {}}
+        for count, some in enumerate(shapes):
+            yield {"event": "rows", "rows": some}
+            assert json.loads(data.read_text())["rows"] == [row for rows in shapes[: count + 1] for row in rows]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bench, "events_of_child", events)
+    assert __main__.main(["bench", "--groups", "numpy", "--shapes", "2,3,4", "--json", str(data)]) == 130
+    assert json.loads(data.read_text())["rows"] == shapes[0] + shapes[1]
+    assert [file.name for file in tmp_path.iterdir()] == ["bench.json"]
+
+
+def test_panel_without_figures_stays_empty(tmp_path: Path) -> None:
+    from xaffine.command import plot  # matplotlib is in the session of NumPy alone
+
+    rows = bench.compare("numpy", (2, 3, 4), "float32", rounds=1)
+    others = [{**row, "group": "thinc", "dtype": "float64"} for row in rows]
+    found = {"system": "here", "cores": 1, "date": "today", "rows": rows + others}
+    plot.draw_ratios(found, tmp_path / "bench.svg")
+    drawing = (tmp_path / "bench.svg").read_text()
+    assert drawing.count('<g id="axes_') == drawing.count('<g id="legend_') == 2
+
+
+def test_thinc_runs_in_float32_alone(capfd: Any, tmp_path: Path) -> None:
+    data = tmp_path / "bench.json"
+    arguments = ["--groups", "thinc", "--shapes", "2,3,4", "--rounds", "1", "--dtype", "float32", "float64"]
+    assert __main__.main(["bench", *arguments, "--json", str(data)]) == 0
+    found = json.loads(data.read_text())
+    assert {r["dtype"] for r in found["rows"]} == {"float32"}
+    assert found["groups"]["thinc"]["version"] == importlib.metadata.version("thinc")
+    assert "thinc Linear" in capfd.readouterr().out
+
+
+def test_group_that_cannot_be_timed_is_named(capfd: Any) -> None:
+    arguments = ["--groups", "numpy", "--shapes", "2,3,4", "--rounds", "1", "--device", "gpu"]
+    assert __main__.main(["bench", *arguments]) == 2
+    told = capfd.readouterr().err
+    assert "xaffine bench could not time numpy: the process ended with exit code 1" in told
+    assert "numpy has no device gpu; it has cpu" in told
+
+
+# Tells on standard output of each event that the command took in.
+TELLING = """
+import sys
+from xaffine import __main__
+from xaffine.command import bench
+
+def telling(*arguments, events_of_child=bench.events_of_child):
+    for event in events_of_child(*arguments):
+        kind = event["event"]
+        yield event
+        print("took in", kind, flush=True)
+
+bench.events_of_child = telling
+sys.exit(__main__.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("whom", ["process", "group"])
+def test_interrupt_leaves_the_rows_that_were_measured(tmp_path: Path, whom: str) -> None:
+    data = tmp_path / "bench.json"
+    arguments = ["bench", "--groups", "numpy", "--shapes", "2,3,4", "1500,1500,1500", "--rounds", "9"]
+    with subprocess.Popen(
+        [sys.executable, "-c", TELLING, *arguments, "--json", str(data)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    ) as parent:  # fmt: skip
+        try:
+            while parent.stdout.readline() not in ("took in rows\n", ""):
+                pass
+            (os.kill if whom == "process" else os.killpg)(parent.pid, signal.SIGINT)
+            out, err = parent.communicate(timeout=30)
+        finally:
+            parent.kill()
+    assert (parent.returncode, err) == (130, "xaffine: interrupted\n")
+    assert "2, 3, 4" in out
+    assert "1500" not in out
+    assert {tuple(row["shape"]) for row in json.loads(data.read_text())["rows"]} == {(2, 3, 4)}
+
+
+def test_plot_without_matplotlib_says_how_to_get_it(capfd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    assert __main__.main(["bench", "--plot", "x.svg"]) == 2
+    assert 'pip install "xaffine[plot]"' in capfd.readouterr().err
+
+
+def test_file_that_cannot_be_written_is_named_before_anything_is_timed(capfd: Any, tmp_path: Path) -> None:
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)
+    for file in (tmp_path / "missing" / "bench.json", pipe, link, tmp_path):
+        assert __main__.main(["bench", "--json", str(file)]) == 2
+        printed = capfd.readouterr()
+        assert f"{file} cannot be written: name a regular file" in printed.err
+        assert printed.out == ""
+    assert pipe.is_fifo()
+    assert link.is_symlink()
+
+
+def test_file_of_figures_keeps_its_mode_and_links_and_may_have_any_name(tmp_path: Path) -> None:
+    file, link = tmp_path / ("n" * 255), tmp_path / "link"
+    file.touch(0o600)
+    link.symlink_to(file)
+    for text in ("first", "second"):
+        replace_text(link, text)
+        assert file.read_text() == text
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert link.is_symlink()
+    with pytest.raises(OSError, match="regular file"):
+        replace_text(Path(os.devnull), "")
+    assert Path(os.devnull).is_char_device()
+    assert {entry.name for entry in tmp_path.iterdir()} == {file.name, "link"}
+
+
+def test_groups_are_those_that_are_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    def get(name: str) -> None:
+        if name == "torch":
+            raise ImportError(name)
+        if name == "cupy":
+            raise RuntimeError("no CUDA device")
+
+    monkeypatch.setattr(backends, "get", get)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "thinc" else name)
+    assert [group for group in bench._GROUPS if bench._is_here(group)] == ["numpy", "jax"]
+    monkeypatch.setattr(backends, "get", lambda _: None)
+
+    def events(_: str, arguments: dict[str, Any], __: float) -> Iterator[dict[str, Any]]:
+        timed.append(arguments["group"])
+        yield from ()
+
+    monkeypatch.setattr(bench, "events_of_child", events)
+    timed: list[str] = []
+    assert __main__.main(["bench"]) == 0
+    assert timed == ["numpy", "torch", "jax", "cupy"]  # torch.compile is timed where it is asked for
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--shapes", "1,2"], ["--shapes", "0,1,1"], ["--rounds", "0"], ["--groups", "x"]]
+)
+def test_wrong_options_exit_with_2(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        __main__.main(["bench", *arguments])
+    assert exit_.value.code == 2
+
+
+def test_long_times_have_no_fraction() -> None:
+    assert bench._microseconds(0.0123456) == "12,346"
+    assert bench._microseconds(1.2345e-6) == "1.23"
+
+
+def test_quartiles_of_one_round_are_that_round() -> None:
+    assert bench._quartiles([2.0]) == (2.0, 2.0, 2.0)

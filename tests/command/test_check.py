@@ -1,0 +1,526 @@
+"""``xaffine check``: what it prints, its exit code, and what becomes of implementations that crash or hang."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from xaffine import __main__
+from xaffine.command import check
+from xaffine.command.children import ChildError
+from xaffine.testing import PROPERTIES
+
+# Implementations in a module of their own, as users have them.
+LAYERS = '''
+import os, signal, sys, time
+from xaffine import AffineLayer as Right
+
+class Square(Right):
+    """W is not transposed where it is square."""
+    def backward(self, dy):
+        dx = super().backward(dy)
+        n, m = self.W.shape
+        return (dy @ self.W).reshape(dx.shape) if n == m else dx
+
+class Deeper:
+    Layer = Square
+
+class Prints(Right):
+    def forward(self, x):
+        print("forward of", x.shape)
+        return super().forward(x)
+
+class Sleeps(Right):
+    def forward(self, x):
+        while x.size > 8:
+            time.sleep(0.01)
+        return super().forward(x)
+
+class Deaf(Right):
+    def forward(self, x):
+        if x.size > 8:
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})  # as in a call that never comes back
+            time.sleep(1000)
+        return super().forward(x)
+
+class Crashes(Right):
+    def forward(self, x):
+        if x.size > 8:
+            print("about to crash", file=sys.stderr, flush=True)
+            os.abort()
+        return super().forward(x)
+
+class Exits(Right):
+    def forward(self, x):
+        os._exit(3)
+
+class ExitsInBackward(Right):
+    def backward(self, dy):
+        os._exit(0)
+
+class LeavesAThread(Right):
+    def forward(self, x):
+        import threading
+        threading.Thread(target=time.sleep, args=(1000,)).start() if threading.active_count() < 3 else None
+        return super().forward(x)
+
+class CrashesAtTheEnd(Right):
+    def forward(self, x):
+        import atexit
+        atexit.register(os.abort)
+        return super().forward(x)
+
+class PrintsBytes(Right):
+    def forward(self, x):
+        os.write(2, b"\\xff\\xfe\\n")
+        os.kill(os.getpid(), 40)
+
+def write_to_pipes(*events):
+    for number in range(3, 64):
+        for event in events:
+            try:
+                os.write(number, event)
+            except OSError:
+                pass
+
+class PrintsThatItIsDone(Right):
+    def __init__(self, W, b):
+        print('{"event": "done"}', flush=True)
+        os._exit(0)
+
+class WritesThatItIsDone(Right):
+    def __init__(self, W, b):
+        write_to_pipes(b'{"event": "done"}\\n')
+        os._exit(0)
+
+class WritesThatItIsDoneAndGoesOn(Right):
+    def __init__(self, W, b):
+        write_to_pipes(b'{"event": "done"}\\n')
+        super().__init__(W, b)
+
+class WritesResults(Right):
+    def __init__(self, W, b):
+        import json
+        from xaffine.testing import PROPERTIES
+        for prop in PROPERTIES:
+            facts = {"property": prop.name, "tier": prop.tier, "sentence": "", "holds": True, "finished": True}
+            facts |= {"examples": 3, "worst_error": 0.0, "worst_case": None, "reason": None, "code": None}
+            write_to_pipes(json.dumps({"event": "result", **facts}).encode() + b"\\n")
+        write_to_pipes(b'{"event": "done"}\\n')
+        os._exit(0)
+
+class TellsAgain(Right):
+    def __init__(self, W, b):
+        from xaffine.command.children import telling
+        with telling():
+            os._exit(0)
+
+class WritesGarbage(Right):
+    def __init__(self, W, b):
+        write_to_pipes(b"\\xff\\x00[[[ garbage")
+        super().__init__(W, b)
+
+class ClosesPipes(Right):
+    def __init__(self, W, b):
+        os.closerange(3, 64)
+        super().__init__(W, b)
+
+class IsKilled(Right):
+    def backward(self, dy):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+class InterruptsItself(Right):
+    def forward(self, x):
+        raise KeyboardInterrupt
+
+class ExitsWithoutAnError(Right):
+    def forward(self, x):
+        sys.exit(0)
+
+class LeavesAProcess(Right):
+    def __init__(self, W, b):
+        if os.fork():
+            os._exit(0)
+        with open("pid", "w") as file:
+            file.write(str(os.getpid()))
+        time.sleep(1000)
+
+class LeavesItsGroup(Right):
+    """Starts a process that no signal to the group reaches, and that holds the pipes."""
+    ended = True
+
+    def __init__(self, W, b):
+        super().__init__(W, b)
+        if LeavesItsGroup.ended:
+            LeavesItsGroup.ended = False
+            pid = os.fork()
+            if not pid:
+                os.setsid()
+                time.sleep(30)
+                os._exit(0)
+            with open("pid", "w") as file:
+                file.write(str(pid))
+
+class PrintsForEver(Right):
+    def forward(self, x):
+        end = time.monotonic() + 1
+        while time.monotonic() < end:
+            os.write(2, bytes(1 << 16))
+        os._exit(0)
+
+class WritesALongLine(Right):
+    def forward(self, x):
+        while True:
+            write_to_pipes(bytes(1 << 16))
+
+class Waits(Right):
+    """Tells in a file that it runs, once the first property is done."""
+    calls = 0
+
+    def backward(self, dy):
+        Waits.calls += 1
+        if Waits.calls > 8:
+            with open("pid.unfinished", "w") as file:
+                file.write(str(os.getpid()))
+            os.rename("pid.unfinished", "pid")
+            time.sleep(1000)
+        return super().backward(dy)
+
+not_callable = 3
+'''
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "layers.py").write_text(LAYERS)
+    (tmp_path / "broken.py").write_text("import math\nmath.nonsense\n")
+    (tmp_path / "exits.py").write_text("raise SystemExit(5)\n")
+    (tmp_path / "crashes.py").write_text("import os\nos.abort()\n")
+    (tmp_path / "leaves.py").write_text("import os\nos._exit(0)\n")
+    (tmp_path / "needs.py").write_text("import a_library_that_is_not_there\n")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def checked(capfd: Any, *arguments: str, examples: int = 10) -> tuple[int, str, str]:
+    code = __main__.main(["check", *arguments, "--seed", "0", "--examples", str(examples)])
+    printed = capfd.readouterr()
+    return code, printed.out, printed.err
+
+
+def test_right_implementation(capfd: Any) -> None:
+    code, out, err = checked(capfd, "layers:Right")
+    assert (code, err) == (0, "")
+    assert out.startswith("layers:Right on numpy 2")
+    assert "; float32; seed 0\n" in out
+    assert out.count("holds") == len(PROPERTIES)
+    assert "FAILS" not in out
+
+
+def test_wrong_implementation(capfd: Any, folder: Path) -> None:
+    code, out, err = checked(capfd, "layers:Square", examples=100)
+    assert (code, err) == (1, "")
+    assert "backward_is_exact does not hold.\nOn small integers dx is dy Wᵀ" in out
+    assert "\ndx came out as\n" in out
+    assert "and was expected as\n" in out
+    assert "differences_are_adjoint_to_gradients does not hold either: a step in x changes L by" in out
+    # The printed code runs, and fails in the same way.
+    script = out.partition("to paste and run:\n\n")[2].partition("\n\nbackward_is_within")[0]
+    (folder / "again.py").write_text(script)
+    again = subprocess.run([sys.executable, "again.py"], capture_output=True, text=True, timeout=60, check=False)
+    assert again.returncode == 1
+    expected = out.partition("exactly.\n\n")[2].splitlines()[0]
+    assert f"AssertionError: {expected}" in again.stderr
+
+
+def test_target_within_a_class(capfd: Any) -> None:
+    code, out, _ = checked(capfd, "layers:Deeper.Layer", examples=100)
+    assert code == 1
+    assert "from layers import Deeper as make\nmake = make.Layer\n" in out
+
+
+def test_report_as_json(capfd: Any) -> None:
+    code, out, _ = checked(capfd, "layers:Square", "--json", "--dtype", "float32", "float64", examples=100)
+    report = json.loads(out)
+    assert code == 1
+    assert (report["target"], report["backend"], report["seed"]) == ("layers:Square", "numpy", 0)
+    assert report["dtypes"] == ["float32", "float64"]
+    by_name = {result["property"]: result for result in report["properties"]}
+    assert list(by_name) == [prop.name for prop in PROPERTIES]
+    assert by_name["forward_is_exact"]["holds"]
+    assert by_name["forward_is_within_bound"]["worst_case"].startswith("make_case(")
+    assert not by_name["backward_is_exact"]["holds"]
+    assert "make_case(" in by_name["backward_is_exact"]["code"]
+    assert report["cores"] > 0
+
+
+def test_large_sizes_and_declared_gaps(capfd: Any) -> None:
+    code, out, _ = checked(capfd, "layers:Right", "--large", "--supports", "float32", "tensors", "empty")
+    assert code == 0
+    assert "forward_is_exact (large)" in out
+    assert "not tested: no-bias (b may be None)\n" in out
+
+
+def test_what_the_implementation_prints_does_not_disturb(capfd: Any) -> None:
+    assert checked(capfd, "layers:Prints")[0] == 0
+
+
+def test_crash_is_reported_with_its_case(capfd: Any) -> None:
+    code, out, _ = checked(capfd, "layers:Crashes", examples=50)
+    assert code == 3
+    assert "forward_is_exact did not finish." in out
+    assert "the process was ended by SIGABRT" in out
+    assert "case = make_case((" in out
+    assert "not tested: backward_is_exact (not reached)" in out
+    assert "\nnot finished: 0 of 14 properties have a verdict; the process was ended by SIGABRT\n" in out
+
+
+def test_exit_is_reported_with_its_case(capfd: Any) -> None:
+    code, out, _ = checked(capfd, "layers:Exits")
+    assert code == 3
+    assert "the process ended with exit code 3" in out
+
+
+@pytest.mark.parametrize("name", ["LeavesAThread", "CrashesAtTheEnd"])
+def test_what_comes_after_the_last_property_does_not_count(capfd: Any, name: str) -> None:
+    code, out, err = checked(capfd, f"layers:{name}", examples=3)
+    assert (code, err) == (0, "")
+    assert out.count("holds") == len(PROPERTIES)
+
+
+def test_process_that_left_the_group_is_not_waited_for(capfd: Any, folder: Path) -> None:
+    start = time.monotonic()
+    code, out, err = checked(capfd, "layers:LeavesItsGroup", examples=3)
+    assert time.monotonic() - start < 20
+    assert (code, err) == (0, "")
+    assert out.count("holds") == len(PROPERTIES)
+    os.kill(int((folder / "pid").read_text()), signal.SIGKILL)
+
+
+def test_what_it_prints_without_end_fills_no_memory(capfd: Any) -> None:
+    tracemalloc.start()
+    code, out, _ = checked(capfd, "layers:PrintsForEver", examples=3)
+    assert code == 3
+    assert "exit code 0" in out
+    code, out, _ = checked(capfd, "layers:WritesALongLine", examples=3)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert code == 3
+    assert "wrote to the pipe of its events" in out
+    assert peak < 1 << 25
+
+
+def test_end_before_the_last_property_is_no_success_with_any_exit_code(capfd: Any) -> None:
+    code, out, _ = checked(capfd, "layers:ExitsInBackward", "--time-limit", "20")
+    assert code == 3
+    assert "backward_is_exact did not finish." in out
+    assert "\nnot finished: 1 of 14 properties have a verdict; the process ended with exit code 0\n" in out
+    assert "the process ended with exit code 0" in out
+
+
+def test_end_by_an_unnamed_signal_and_words_that_are_no_text(capfd: Any) -> None:
+    code, out, _ = checked(capfd, "layers:PrintsBytes")
+    assert code == 3
+    assert "the process was ended by signal 40" in out
+
+
+def test_hang_is_reported_with_its_line(capfd: Any) -> None:
+    code, out, _ = checked(capfd, "layers:Sleeps", "--time-limit", "0.3", examples=50)
+    assert code == 3
+    assert "forward_is_exact did not finish." in out
+    assert "no answer within 0.3 s\n" in out
+    assert "in forward: time.sleep(0.01)\n" in out
+
+
+def test_hang_that_no_signal_interrupts_is_ended(capfd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check, "_GRACE", 5.0)
+    code, out, _ = checked(capfd, "layers:Deaf", "--time-limit", "0.3", examples=50)
+    assert code == 3
+    assert "no answer within 0.3 s, and none to an interrupt" in out
+    assert "case = make_case((" in out
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "PrintsThatItIsDone", "WritesThatItIsDone", "WritesThatItIsDoneAndGoesOn", "WritesResults", "TellsAgain",
+        "WritesGarbage", "ClosesPipes", "IsKilled", "InterruptsItself",
+    ],
+)  # fmt: skip
+def test_what_did_not_finish_is_no_success_whatever_it_says(capfd: Any, name: str) -> None:
+    code, out, err = checked(capfd, f"layers:{name}", "--json", examples=3)
+    report = json.loads(out)
+    assert (code, err) == (3, "")
+    assert report["not_finished"].partition(" of ")[0] == str(sum(r["holds"] for r in report["properties"]))
+    reached = {result["property"] for result in report["properties"]}
+    assert report["gaps"] == [f"{prop.name} (not reached)" for prop in PROPERTIES if prop.name not in reached]
+    assert len(reached) <= 2
+
+
+def test_exit_that_can_be_caught_is_a_wrong_answer(capfd: Any) -> None:
+    code, out, _ = checked(capfd, "layers:ExitsWithoutAnError", examples=3)
+    assert code == 1
+    assert "forward_is_exact does not hold.\n" in out
+    assert "forward raised SystemExit: 0" in out
+    assert "not finished" not in out
+
+
+def test_fewer_cases_than_asked_for_are_not_finished(capfd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def events(*_: Any) -> Any:
+        labels = [prop.name for prop in PROPERTIES[:2]]
+        facts = {"backend": "numpy", "version": "2", "device": "cpu", "dtypes": ["float32"], "seed": 0, "gaps": []}
+        yield {"event": "plan", **facts, "parts": labels}
+        for label, examples in zip(labels, (10, 9), strict=True):
+            result = {"holds": True, "finished": True, "worst_error": 0.0, "tier": "exact"}
+            yield {"event": "result", "property": label, "examples": examples, **result}
+
+    monkeypatch.setattr(check, "events_of_child", events)
+    code, out, _ = checked(capfd, "layers:Right", examples=10)
+    assert code == 3
+    assert "\nnot finished: 1 of 2 properties have a verdict; " in out
+
+
+def test_child_that_tells_nothing_could_not_run(capfd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check, "events_of_child", lambda *_: (event for event in ()))
+    code, out, err = checked(capfd, "layers:Right")
+    assert (code, out) == (2, "")
+    assert err == "xaffine check could not run: its process ended before anything was checked\n"
+
+
+def test_end_between_two_cases_says_why(capfd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def events(*_: Any) -> Any:
+        facts = {"backend": "numpy", "version": "2", "device": "cpu", "dtypes": ["float32"], "seed": 0, "gaps": []}
+        yield {"event": "plan", **facts, "parts": [PROPERTIES[0].name]}
+        raise ChildError("the process was ended by SIGKILL")
+
+    monkeypatch.setattr(check, "events_of_child", events)
+    code, out, _ = checked(capfd, "layers:Right")
+    assert code == 3
+    assert "\nnot finished: 0 of 1 properties have a verdict; the process was ended by SIGKILL\n" in out
+
+
+def test_wrong_is_said_before_not_finished(capfd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def events(*_: Any) -> Any:
+        facts = {"backend": "numpy", "version": "2", "device": "cpu", "dtypes": ["float32"], "seed": 0, "gaps": []}
+        labels = [prop.name for prop in PROPERTIES[:3]]
+        yield {"event": "plan", **facts, "parts": labels}
+        for label, finished in zip(labels, (False, True, False), strict=True):
+            result = {"holds": False, "finished": finished, "worst_error": 0.0, "tier": "exact", "reason": "so"}
+            yield {"event": "result", "property": label, "examples": 1, "sentence": "", "code": "", **result}
+
+    monkeypatch.setattr(check, "events_of_child", events)
+    code, out, _ = checked(capfd, "layers:Right")
+    assert code == 1
+    first, second, third = (prop.name for prop in PROPERTIES[:3])
+    assert out.index(f"{second} does not hold.") < out.index(f"{first} did not finish: so")
+    assert f"{third} did not finish: so" in out
+    assert "\nnot finished: 1 of 3 properties have a verdict; " in out
+
+
+def test_processes_of_the_implementation_end_with_it(capfd: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check, "_GRACE", 2.0)
+    assert checked(capfd, "layers:LeavesAProcess", "--time-limit", "0.1")[0] == 3
+    assert gone(int((folder / "pid").read_text()))
+
+
+# Signals
+
+
+def gone(pid: int) -> bool:
+    """Whether a process ended, if it was nobody's child that is waited for, soon."""
+    status = Path(f"/proc/{pid}/stat")
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        try:
+            if status.read_text().rpartition(")")[2].split()[0] in "ZX":
+                return True
+        except OSError:
+            return True
+        time.sleep(0.01)
+    return False
+
+
+@pytest.mark.parametrize(
+    ("number", "whom"), [(signal.SIGINT, "process"), (signal.SIGINT, "group"), (signal.SIGTERM, "process")]
+)
+def test_signal_ends_the_check_with_what_was_found(folder: Path, number: signal.Signals, whom: str) -> None:
+    command = [sys.executable, "-m", "xaffine", "check", "layers:Waits", "--seed", "0", "--examples", "8"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as parent:
+        try:
+            deadline = time.monotonic() + 60
+            while not (folder / "pid").exists():
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            (os.kill if whom == "process" else os.killpg)(parent.pid, number)
+            out, err = parent.communicate(timeout=30)
+        finally:
+            parent.kill()
+    assert parent.returncode == 128 + number
+    assert err == ("xaffine: interrupted\n" if number == signal.SIGINT else "")
+    assert re.search(r"^forward_is_exact +exact +holds", out, re.MULTILINE)
+    assert "\nnot finished: " in out
+    assert out.endswith("; interrupted\n")
+    assert gone(int((folder / "pid").read_text()))
+
+
+def test_output_that_nobody_reads_is_one_line() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "xaffine", "check", "layers:Right", "--examples", "1"]
+    child = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    os.close(write)
+    assert (child.returncode, child.stderr) == (3, "xaffine: not finished: nobody reads what it prints\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["layers"], "TARGET is package.module:factory, for example layers:AffineLayer; it came as 'layers'"),
+        (["layers:"], "TARGET is package.module:factory"),
+        ([":Right"], "TARGET is package.module:factory"),
+        (["nowhere:Right"], "no module named 'nowhere' can be imported from "),
+        (["needs:Right"], "no module named 'a_library_that_is_not_there' can be imported from "),
+        (["layers:Wrong"], "layers has no 'Wrong'; what it has that can be called: ClosesPipes, Crashes, "),
+        (["layers:not_callable"], "make must be callable as make(W, b) and return a layer; it is a int"),
+        (["broken:Right"], "importing broken raised AttributeError: module 'math' has no attribute 'nonsense'"),
+        (["exits:Right"], "importing exits raised SystemExit: 5"),
+        (["crashes:Right"], "the process was ended by SIGABRT"),
+        (["layers:Right", "--backend", "nope"], "no backend is called 'nope'; the backends are numpy, "),
+        (["layers:Right", "--dtype", "float8"], "dtype ['float8'] is not among those of the backend 'numpy'"),
+        (["layers:Right", "--device", "gpu"], "numpy has no device gpu; it has cpu"),
+        (["layers:Right", "--supports", "x"], "it also has 'x'"),
+        (["layers:Right", "--time-limit", "0"], "time_limit above 0"),
+        (["layers:Right", "--time-limit", "inf"], "at most 1e+06 s"),
+        (["layers:Right", "--supports", "float64"], "nothing is left to check; not tested: "),
+        (["leaves:Right"], "the process ended with exit code 0"),
+        (["layers:not_callable.real.nonsense"], "layers has no 'not_callable.real.nonsense'"),
+    ],
+)
+def test_what_cannot_run_says_why(capfd: Any, arguments: list[str], message: str) -> None:
+    code, out, err = checked(capfd, *arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith("xaffine check could not run: ")
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_line_that_broke_the_import_is_shown(capfd: Any, folder: Path) -> None:
+    assert f"\n  {folder}/broken.py:2, in <module>: math.nonsense\n" in checked(capfd, "broken:Right")[2]
+
+
+def test_wrong_options_exit_with_2() -> None:
+    with pytest.raises(SystemExit) as exit_:
+        __main__.main(["check"])
+    assert exit_.value.code == 2

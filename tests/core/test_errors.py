@@ -1,0 +1,167 @@
+"""Bad input raises the promised type, on every backend, and says what came in and what to do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from xaffine import affine, affine_backward, affine_jvp, affine_vjp
+from xaffine.backends import Backend, get, library_of
+
+
+@pytest.fixture
+def ones(backend: Backend, device: Any) -> Any:
+    """What makes an array of ones of the backend under test."""
+
+    def make(*shape: int, dtype: str = "float32") -> Any:
+        return backend.from_numpy(np.ones(shape, dtype), device=device)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("x", "W", "b", "options", "words"),
+    [
+        ((2, 3), (4, 5), None, {}, ["n = 4", "(2, 3)", "(4, 5)", "No n_batch_axes fits", "4 features"]),
+        ((2, 3, 4), (4, 5), None, {}, ["the default", "(2, 3, 4)", "(4, 5)", "n_batch_axes = 2 would fit"]),
+        ((2, 3, 4), (12, 5), None, {"n_batch_axes": 0}, ["n_batch_axes = 1 would fit"]),
+        ((4,), (1, 5), None, {}, ["(4,)", "n_batch_axes = 1 would fit"]),
+        ((2, 3), (3,), None, {}, ["W must be 2-D", "(2, 3)", "(3,)"]),
+        ((2, 3), (3, 2, 1), None, {}, ["W must be 2-D", "(3, 2, 1)"]),
+        ((2, 3), (3, 4), (4, 1), {}, ["(m,) = (4,)", "never broadcast", "(4, 1)"]),
+        ((2, 3), (3, 4), (1, 4), {}, ["never broadcast", "(1, 4)"]),
+        ((2, 3), (3, 4), (1,), {}, ["never broadcast", "(1,)"]),
+        ((2, 3), (3, 4), (), {}, ["never broadcast", "float32 ()"]),
+        ((), (1, 4), None, {}, ["at least one axis", "float32 ()"]),
+        ((2, 3), (3, 4), None, {"n_batch_axes": 3}, ["3 is out of range", "-2 to 2"]),
+        ((2, 3), (3, 4), None, {"n_batch_axes": -3}, ["-3 is out of range"]),
+    ],
+)
+def test_shapes(ones: Any, x: Any, W: Any, b: Any, options: Any, words: list[str]) -> None:
+    operands = [ones(*shape) for shape in (x, W, b) if shape is not None]
+    for call in (affine, affine_vjp, lambda *a, **o: affine_backward(ones(2, 4), *a, **o)):
+        with pytest.raises(ValueError) as caught:  # noqa: PT011 - the words are checked below
+            call(*operands, **options)
+        for word in words:
+            assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("n_batch_axes", [True, 1.0, "1", (1,)])
+def test_batch_axes_that_are_no_int(ones: Any, n_batch_axes: Any) -> None:
+    with pytest.raises(TypeError, match="n_batch_axes must be an int or None"):
+        affine(ones(2, 3), ones(3, 4), n_batch_axes=n_batch_axes)
+
+
+@pytest.mark.parametrize("shape", [(2, 5), (1, 4), (4,), (), (2, 4, 1), (3, 4)])
+def test_dy_of_another_shape(ones: Any, shape: Any) -> None:
+    with pytest.raises(
+        ValueError, match=r"dy must have the shape of y, \(2, 4\).*\(2, 3\).*\(3, 4\).*\(4,\)"
+    ) as caught:
+        affine_backward(ones(*shape), ones(2, 3), ones(3, 4), ones(4))
+    assert f"dy is float32 {shape}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("dtypes", "words"),
+    [
+        (("int32", "float32", "float32"), "Cast x to float32 first"),
+        (("float32", "int32", "float32"), "Cast W to float32 first"),
+        (("float32", "float32", "int32"), "Cast b to float32 first"),
+        (("bool", "float32", "float32"), "Cast x to float32 first"),
+        (("bool", "bool", "bool"), "Cast x and W and b to a floating dtype first"),
+    ],
+)
+def test_dtypes_of_two_kinds(ones: Any, dtypes: Any, words: str) -> None:
+    x, W, b = (ones(*shape, dtype=dtype) for shape, dtype in zip(((2, 3), (3, 4), (4,)), dtypes, strict=True))
+    with pytest.raises(TypeError, match=words) as caught:
+        affine(x, W, b)
+    for name, dtype in zip("xWb", dtypes, strict=True):
+        assert f"{name} is {dtype}" in str(caught.value)
+
+
+def test_dy_of_another_kind(ones: Any) -> None:
+    with pytest.raises(TypeError, match="Cast dy to float32 first"):
+        affine_backward(ones(2, 4, dtype="int32"), ones(2, 3), ones(3, 4))
+
+
+def test_real_operands_with_complex_ones(backend: Backend, ones: Any) -> None:
+    if "complex64" in backend.dtypes():
+        with pytest.raises(TypeError, match="Cast x to complex64 first"):
+            affine(ones(2, 3), ones(3, 4, dtype="complex64"))
+
+
+def test_dtypes_without_a_common_one(backend: Backend, ones: Any) -> None:
+    if {"int64", "uint64"} <= set(backend.dtypes()):
+        with pytest.raises(TypeError, match=r"no common dtype of the same kind .* Cast all of them to one dtype"):
+            affine(ones(2, 3, dtype="int64"), ones(3, 4, dtype="uint64"))
+
+
+@pytest.mark.parametrize("bad", [[[1.0, 2.0, 3.0]], 3.0, None, "x", np.float64(3)], ids=lambda bad: type(bad).__name__)
+def test_what_is_no_array(backend: Backend, ones: Any, bad: Any) -> None:
+    library = library_of(backend.xp)
+    for name, operands in {"x": (bad, ones(3, 4)), "W": (ones(2, 3), bad)}.items():
+        with pytest.raises(TypeError, match=rf"^{name} is no array .* for example {library}\.asarray\({name}\)$"):
+            affine(*operands)
+    with pytest.raises(TypeError, match="dy is no array"):
+        affine_backward(bad, ones(2, 3), ones(3, 4))
+
+
+def test_arrays_of_two_libraries(backend: Backend, ones: Any) -> None:
+    if backend.name == "numpy":
+        import array_api_strict as other
+
+        foreign = other.ones((3, 4), dtype=other.float32)
+    else:
+        foreign = np.ones((3, 4), "float32")
+    with pytest.raises(TypeError, match=r"two libraries: x is float32 \(2, 3\).*W is float32 \(3, 4\).*Bring W to"):
+        affine(ones(2, 3), foreign)
+    with pytest.raises(TypeError, match="two libraries"):
+        affine_backward(foreign[:2, :], ones(2, 3), ones(3, 4))
+
+
+@pytest.mark.filterwarnings("ignore:the matrix subclass:PendingDeprecationWarning")
+def test_a_matrix_of_numpy_is_no_array() -> None:
+    with pytest.raises(TypeError, match=r"x is no array of .*Make it one first, for example numpy\.asarray\(x\)"):
+        affine(np.asmatrix(np.ones((2, 3))), np.ones((3, 4)))
+
+
+@pytest.mark.parametrize("method", ["filled", "toarray", "todense", "to_numpy"])
+def test_advice_for_what_is_no_array_keeps_all_of_it(method: str) -> None:
+    """The asarray of NumPy drops the mask of a masked array, and makes one object of a sparse matrix."""
+    stranger = type("Stranger", (), {method: None})()
+    masked = np.ma.masked_array(np.ones((2, 3)), np.eye(2, 3))
+    x, W = np.ones((2, 3)), np.ones((3, 4))
+    advice = rf"Make it one first, for example {{name}}\.{method}\("
+    for name, call in {
+        "x": lambda some: affine(some, W),
+        "W": lambda some: affine(x, some),
+        "b": lambda some: affine(x, W, some),
+        "dy": lambda some: affine_backward(some, x, W),
+        "x_dot": lambda some: affine_jvp((x, W), (some, None)),
+    }.items():
+        for some in (stranger, *([masked] if method == "filled" else [])):
+            with pytest.raises(TypeError, match=advice.format(name=name)):
+                call(some)
+    with pytest.raises(TypeError, match=r"x and W are no arrays.*for example W\.filled\(0\), with the value that"):
+        affine([[1.0]], masked)
+
+
+def test_dtypes_of_one_kind_that_do_not_promote_are_named_so() -> None:
+    bfloat16 = get("numpy").dtype("bfloat16")
+    for dtypes in (("int64", "uint64"), (bfloat16, "float16")):
+        x, W = (np.ones((2, 2)).astype(dtype) for dtype in dtypes)
+        with pytest.raises(TypeError, match=r"numpy has no common dtype of the same kind for these: "):
+            affine(x, W)
+
+
+def test_nothing_but_lists() -> None:
+    with pytest.raises(TypeError, match=r"x and W are no arrays.*numpy\.asarray\(x\)"):
+        affine([[1.0]], [[1.0]])
+
+
+@pytest.mark.parametrize("wrt", [("y",), ("x", "dW"), "Wb ", None, 5, [["x"]]])
+def test_wrt_of_unknown_names(ones: Any, wrt: Any) -> None:
+    with pytest.raises(ValueError, match="'x', 'W' and 'b'"):
+        affine_backward(ones(2, 4), ones(2, 3), ones(3, 4), wrt=wrt)
