@@ -49,7 +49,6 @@ def extents(
     >>> find(extents(12, min_size=2), lambda shape: 0 not in shape)
     (1, 1)
     """
-
     return _extents(limit, smallest, min_size, max_size)
 
 
