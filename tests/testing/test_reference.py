@@ -298,3 +298,24 @@ def test_mixed_cases_with_bfloat16_promote_as_float32_does() -> None:
     case = make_case((2, 3), 2, seed=0, values="floats", dtypes=("bfloat16", "float64", "bfloat16", "float32"))
     assert case.y_dtype == "float64"
     assert case.exact()["dx"].rounded_to == "bfloat16"
+
+
+@given(draw_cases(FLOATS, values="floats", max_extent=3), st.sampled_from([None, *SUMMATIONS]))
+def test_bounds_in_integers_are_those_of_the_formula(case: Any, summation: Any) -> None:
+    for exact in replace(case, summation=summation).exact().values():
+        how = (exact.k, exact.terms, exact.accumulator, exact.rounded_to)
+        for i, part in enumerate(exact.magnitude):
+            for j in range(part.size):
+                size, bias, *stages = (
+                    Fraction(int(some[i].flat[j]), 2**exact.scale)
+                    for some in (exact.magnitude, exact.bias, *exact.stages)
+                )
+                options: Any = {"cuts": exact.cuts, "factors": exact.factors, "bias": bias}
+                assert exact.bound(i, j) == bounds.rounding_bound(size, stages, *how, **options)
+
+
+def test_no_finite_error_is_wrong_where_the_bound_is_infinite() -> None:
+    exact = exact_three()._replace(k=2048, terms=2048, accumulator="float16", rounded_to="float16")
+    assert exact.bound(0, 0) == math.inf
+    assert error_of(np.array([1e300]), exact) == 0
+    assert error_of(np.array([np.nan]), exact) == math.inf

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -156,12 +157,15 @@ class Exact(NamedTuple):
         >>> 0 < exact.bound(0, 0) < 2**-22
         True
         """
-        unit = Fraction(1, 2**self.scale)
-        size, bias, *stages = (
-            int(some[part].flat[position]) * unit for some in (self.magnitude, self.bias, *self.stages)
-        )
-        how = (self.k, self.terms, self.accumulator, self.rounded_to)
-        return rounding_bound(size, stages, *how, cuts=self.cuts, factors=self.factors, bias=bias)
+        numerator, denominator = self._bound(part, position)
+        return Fraction(numerator, denominator << self.scale) if denominator else math.inf
+
+    def _bound(self, part: int, position: int) -> tuple[int, int]:
+        """The bound as a numerator and a denominator in units of ``2**-scale``; over 0 it is infinite."""
+        how = (self.k, self.terms, self.accumulator, self.rounded_to, self.cuts, self.factors)
+        constant, weights, denominator = _weights(len(self.stages), *how)
+        values = (abs(int(some[part].flat[position])) for some in (self.magnitude, self.bias, *self.stages))
+        return (constant << self.scale) + sum(w * v for w, v in zip(weights, values, strict=True)), denominator
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -357,7 +361,6 @@ def worst_error(computed: np.ndarray, exact: Exact) -> tuple[float, tuple[int, .
     """
     worst, where = 0.0, 0
     parts = [computed.real, computed.imag] if np.iscomplexobj(computed) else [computed]
-    unit = Fraction(1, 2**exact.scale)
     for i, part in enumerate(parts):
         flat = part.ravel() if part.dtype.kind in "iu" else part.ravel().astype(np.float64)
         values = exact.stages[-1][i].ravel()
@@ -369,13 +372,37 @@ def worst_error(computed: np.ndarray, exact: Exact) -> tuple[float, tuple[int, .
             got = flat[j].item()
             if not math.isfinite(got):
                 return math.inf, _index(j, exact.shape)
-            error = abs(Fraction(got) - int(values[j]) * unit)
+            numerator, denominator = got.as_integer_ratio()
+            error = abs((numerator << exact.scale) - int(values[j]) * denominator)
             if error:
-                bound = exact.bound(i, j)
-                ratio = float(error / bound) if bound else math.inf
+                bound, unit = exact._bound(i, j)  # in integers: Fractions are slow
+                ratio = error * unit / (bound * denominator) if bound else math.inf
                 if ratio > worst:
                     worst, where = ratio, j
     return worst, _index(where, exact.shape)
+
+
+@lru_cache
+def _weights(
+    stages: int, k: int, terms: int, accumulator: str, rounded_to: str, cuts: bool, factors: str | None
+) -> tuple[int, tuple[int, ...], int]:
+    """The bound is linear: its constant, its weights of magnitude, bias and stages, and their common denominator.
+
+    The denominator is 0 where the bound is infinite.
+    """
+
+    def at(magnitude: int, bias: int, *values: int) -> Any:
+        how = (k, terms, accumulator, rounded_to)
+        exactly = [Fraction(value) for value in values]
+        return rounding_bound(Fraction(magnitude), exactly, *how, cuts=cuts, factors=factors, bias=Fraction(bias))
+
+    count = 2 + stages
+    if at(1, *[0] * (count - 1)) == math.inf:
+        return 1, (0,) * count, 0
+    constant = at(*[0] * count)
+    weights = [at(*(int(i == j) for j in range(count))) - constant for i in range(count)]
+    denominator = math.lcm(*(f.denominator for f in (constant, *weights)))
+    return int(constant * denominator), tuple(int(w * denominator) for w in weights), denominator
 
 
 def _index(position: int, shape: tuple[int, ...]) -> tuple[int, ...]:

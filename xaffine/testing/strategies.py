@@ -49,18 +49,21 @@ def extents(
     >>> find(extents(12, min_size=2), lambda shape: 0 not in shape)
     (1, 1)
     """
+    return _extents(limit, smallest, min_size, max_size)
 
-    @st.composite
-    def draw_extents(draw: st.DrawFn) -> tuple[int, ...]:
-        shape: list[int] = []
-        room = limit
-        for left in range(draw(st.integers(min_size, max_size)), 0, -1):
-            # A fair share: without it the first extent would mostly leave room for nothing but ones.
-            shape.append(_draw_extent(draw, smallest, int(room ** (1 / left))))
-            room //= max(shape[-1], 1)
-        return tuple(shape)
 
-    return draw_extents()
+def _draw_extents(draw: st.DrawFn, limit: int, smallest: int, min_size: int, max_size: int) -> tuple[int, ...]:
+    """What `extents` draws, for use inside other strategies: Hypothesis takes long to make a composite one."""
+    shape: list[int] = []
+    room = limit
+    for left in range(draw(st.integers(min_size, max_size)), 0, -1):
+        # A fair share: without it the first extent would mostly leave room for nothing but ones.
+        shape.append(_draw_extent(draw, smallest, int(room ** (1 / left))))
+        room //= max(shape[-1], 1)
+    return tuple(shape)
+
+
+_extents = st.composite(_draw_extents)
 
 
 def _draw_extent(draw: st.DrawFn, smallest: int, largest: int) -> int:
@@ -166,7 +169,7 @@ def _draw_shape(
     form = "any" if batch_axes else draw(st.sampled_from(forms))
 
     def draw_extents(min_size: int, max_size: int) -> tuple[int, ...]:
-        return draw(extents(limit, smallest=smallest, min_size=min_size, max_size=max_size))
+        return _draw_extents(draw, limit, smallest, min_size, max_size)
 
     if form == "any":
         batch = draw_extents(0, 3)
