@@ -1,8 +1,14 @@
-"""Every check of the project: ``nox`` runs all, ``nox -s "tests(torch)"`` those of one backend."""
+"""Every check of the project: ``nox`` runs what every change must pass, ``nox -l`` lists the rest.
+
+The sessions of tests, coverage and pages share one environment, ``.nox/shared``: each adds what it needs to it. With
+``nox --no-venv`` they use the Python that runs nox, and install nothing.
+"""
 
 from __future__ import annotations
 
+import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
@@ -17,13 +23,24 @@ nox.needs_version = ">=2025.5"
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 BACKENDS = ("numpy", "array-api-strict", "torch", "jax", "dask", "sparse", "ndonnx", "cupy")
 COVERED = ("numpy", "array-api-strict", "torch", "jax", "dask", "cupy")
-ASIDE = ("check_command", "docs", "figures", "gpu_scripts", "interrupts", "repository")
 SITE = "docs/_build/html"
 
 
 def lowest(requirements: list[str]) -> list[str]:
     """Turn the lower bounds of some requirements into pins."""
     return [requirement.replace(">=", "==", 1) for requirement in requirements]
+
+
+def environment(session: nox.Session, name: str, *requirements: str) -> str:
+    """Install into the environment ``.nox/NAME``, made on first use, and return its Python."""
+    if "--no-venv" in sys.argv:
+        return sys.executable
+    folder = Path(".nox", name).resolve()
+    python = str(folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python"))
+    if not Path(python).exists():
+        session.run_install(sys.executable, "-m", "virtualenv", "--quiet", str(folder), external=True)
+    session.run_install(python, "-m", "pip", "install", "--quiet", *requirements, external=True)
+    return python
 
 
 @nox.session
@@ -36,50 +53,57 @@ def lint(session: nox.Session) -> None:
     session.run("lint-imports", "--no-cache")
 
 
-@nox.session
+@nox.session(venv_backend="none")
 @nox.parametrize(
     "backend",
     [
         *(nox.param(name, id=name, tags=["gpu"] if name == "cupy" else []) for name in BACKENDS),
         nox.param("minimum", id="minimum"),
-        nox.param("distributed", id="distributed"),
     ],
 )
 def tests(session: nox.Session, backend: str) -> None:
-    """Run the tests on one backend, on NumPy with the lowest versions allowed, or those that span processes."""
+    """Run the tests on one backend, or those that depend on versions with the lowest ones allowed."""
     requirements = list(nox.project.dependency_groups(PYPROJECT, backend))
     if backend == "minimum":
         project = PYPROJECT["project"]
         extras = project["optional-dependencies"]
-        requirements = [*requirements, *lowest(project["dependencies"] + extras["cli"] + extras["testing"])]
-    session.install("-e", ".[cli,testing]", *requirements)
-
-    # Pages, scripts, figures and processes do not depend on the lowest versions: the session of NumPy tests those.
-    special = {"minimum": [f"--ignore=tests/test_{name}.py" for name in ASIDE], "distributed": ["--distributed"]}
-    arguments = ["-n", "auto", *special.get(backend, ["--backend", backend])]
+        requirements += lowest(project["dependencies"] + extras["cli"] + extras["testing"])
+        python = environment(session, "minimum", "-e", ".[cli,testing]", *requirements)
+        arguments = ["tests/core", "tests/backends", "tests/command/test_command.py", "tests/testing"]
+    else:
+        python = environment(session, "shared", "-e", ".[cli,testing]", *requirements)
+        arguments = ["--backend", backend]
     if backend in COVERED:
         arguments += ["--cov", "--cov-report=", "--cov-fail-under=0"]  # the coverage session judges
-    session.run(
-        "pytest", *arguments, *session.posargs, env={"COVERAGE_FILE": str(Path(f".coverage.{backend}").resolve())}
-    )
+    data = {"COVERAGE_FILE": str(Path(f".coverage.{backend}").resolve())}
+    session.run(python, "-m", "pytest", "-n", "auto", *arguments, *session.posargs, env=data, external=True)
 
 
-@nox.session
+@nox.session(venv_backend="none", default=False)
+def distributed(session: nox.Session) -> None:
+    """Run the tests that start clusters, meshes and processes, and kill some of them (two minutes)."""
+    groups = nox.project.dependency_groups(PYPROJECT, "distributed")
+    python = environment(session, "shared", "-e", ".[cli,testing]", *groups)
+    session.run(python, "-m", "pytest", "-n", "auto", "tests/distributed", *session.posargs, external=True)
+
+
+@nox.session(venv_backend="none")
 def coverage(session: nox.Session) -> None:
     """Require that some of the test sessions together cover every line and branch."""
-    session.install("coverage>=7.10")
+    python = environment(session, "shared", "coverage>=7.10")
     files = [name for backend in COVERED for name in map(str, Path().glob(f".coverage.{backend}*"))]
-    session.run("coverage", "combine", "--keep", *files)
-    session.run("coverage", "report")
+    session.run(python, "-m", "coverage", "combine", "--keep", *files, external=True)
+    session.run(python, "-m", "coverage", "report", external=True)
 
 
-@nox.session
+@nox.session(venv_backend="none")
 def docs(session: nox.Session) -> None:
-    """Build the site into docs/_build, run every cell of its pages, and test it."""
-    session.install("-e", ".[cli,testing,plot,io]", *nox.project.dependency_groups(PYPROJECT, "docs"))
-    build = ["sphinx-build", "-W", "--keep-going", "-E", "-d", "docs/_build/doctrees", "docs", SITE]
-    session.run(*build, env={"JAX_PLATFORMS": "cpu"})  # or it says on stderr that it could use a GPU
-    session.run("pytest", "tests/test_docs.py", "tests/test_figures.py", "tests/test_site.py", "--site", SITE)
+    """Build the site into docs/_build, run every cell of its pages, and test pages, figures and scripts."""
+    groups = nox.project.dependency_groups(PYPROJECT, "docs")
+    python = environment(session, "shared", "-e", ".[cli,testing,plot,io]", *groups)
+    build = [python, "-m", "sphinx", "-W", "--keep-going", "-E", "-d", "docs/_build/doctrees", "docs", SITE]
+    session.run(*build, env={"JAX_PLATFORMS": "cpu"}, external=True)  # or it says on stderr that it could use a GPU
+    session.run(python, "-m", "pytest", "-n", "auto", "docs/tests", "--site", SITE, external=True)
 
 
 @nox.session

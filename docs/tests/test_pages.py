@@ -112,11 +112,18 @@ def test_commands_of_a_page_exist(page: str, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_workflows_run_nox_and_nothing_else() -> None:
     workflows = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / ".github" / "workflows").iterdir()}
-    assert sorted(workflows) == ["docs.yml", "tests.yml", "wheels.yml"]
+    assert sorted(workflows) == ["docs.yml", "fuzz.yml", "tests.yml", "wheels.yml"]
     for text in workflows.values():
         runs = re.findall(r"\brun: (.*)$", text, re.MULTILINE)
-        assert len(runs) == 1
-        assert re.fullmatch(r"pip install nox && nox( -s \w+)?( -- dist)?", runs[0])
+        assert runs
+        for run in runs:
+            assert re.fullmatch(r"pip install nox && nox( -s \w+)?( -- .*)?", run)
+
+
+def test_every_session_that_is_not_in_the_default_set_is_named_to_contributors() -> None:
+    noxfile = (ROOT / "noxfile.py").read_text(encoding="utf-8")
+    for name in re.findall(r"default=False\)\ndef (\w+)", noxfile):
+        assert f"nox -s {name}" in TEXTS["CONTRIBUTING.md"], name
 
 
 def test_architecture_names_every_room() -> None:
