@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import settings
+from hypothesis import Phase, assume, example, given, settings
 
 from xaffine import AffineLayer, affine, affine_backward, affine_vjp
 from xaffine.backends import Array, Backend, is_gpu
-from xaffine.testing import PROPERTIES, Property, Summation, check_affine
+from xaffine.testing import PROPERTIES, Case, Property, Summation, check_affine, make_case
 from xaffine.testing.bounds import affine_bounds
+from xaffine.testing.strategies import cases
 
 
 class Functions:
@@ -21,7 +22,8 @@ class Functions:
     db: Array = None
 
     def __init__(self, W: Array, b: Array | None = None, *, n_batch_axes: int | None = None) -> None:
-        self.W, self.b, self.options = W, b, {"n_batch_axes": n_batch_axes}
+        self.W, self.b = W, b
+        self.options: dict[str, Any] = {"n_batch_axes": n_batch_axes}
 
     def forward(self, x: Array) -> Array:
         y = affine(x, self.W, self.b, **self.options)
@@ -43,6 +45,9 @@ class Vjp(Functions):
     def backward(self, dy: Array) -> Array:
         dx, self.dW, self.db = self.vjp(dy)
         return dx
+
+
+FORMS = (AffineLayer, Functions, Vjp)
 
 
 class Subclass(np.ndarray):
@@ -74,7 +79,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     # The functional forms share the code of the layer. jax compiles every product of a new shape, and ndonnx takes
     # a third of a second for any: there the layer alone is drawn for.
     backend = metafunc.config.getoption("backend")
-    makes = [AffineLayer] if backend in ("jax", "ndonnx") else [AffineLayer, Functions, Vjp]
+    makes = [AffineLayer] if backend in ("jax", "ndonnx") else [*FORMS]
     makes += [OfSubclasses, OfMemoryMaps] if backend == "numpy" else []
     if "make" in metafunc.fixturenames:
         metafunc.parametrize("make", makes)
@@ -100,6 +105,32 @@ def test_property(prop: Property, make: Any, backend: Backend, device: Any, pyte
     assert report.results[0].examples == examples
     assert report.results[0].worst_error <= 1
     assert not report.gaps
+
+
+# As `nox -s fuzz` prints them; these two, one with floats and a large one, show the form. No others are drawn here.
+@example(make_case((3, 0), 2, seed=0, values="floats", layouts=("C", "C", "C", "broadcast")))
+@example(make_case((65, 1), 3, seed=0, values="units", bias=False))
+@given(cases(["float32"]))
+@settings(phases=[Phase.explicit])
+@pytest.mark.parametrize("form", FORMS)
+def test_cases_found_by_fuzzing(
+    form: Any, backend: Backend, device: Any, pytestconfig: pytest.Config, case: Case
+) -> None:
+    if pytestconfig.getoption("tf32"):
+        pytest.skip("their bounds are those of full precision")
+    operands = [operand for operand in (case.x, case.W, case.b, case.dy) if operand is not None]
+    missing = {operand.dtype for operand in operands} - set(backend.dtypes(device))
+    # A case counts only where arrays can hold it. No skip, which would end the test before the other cases.
+    assume(not missing)
+    for prop in properties_of(case):
+        assert prop.check(form, case, backend, device) <= 1, prop.name
+
+
+def properties_of(case: Case) -> list[Property]:
+    """Return those that are drawn with values of that kind: large cases, of "units", are of the exact tier alone."""
+    if case.kind == "units":
+        return [prop for prop in PROPERTIES if prop.tier == "exact"]
+    return [prop for prop in PROPERTIES if prop.values == case.kind]
 
 
 @pytest.mark.parametrize("terms", [1024, 4096])
