@@ -6,6 +6,7 @@ The sessions of tests, coverage and pages share one environment, ``.nox/shared``
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 import sys
@@ -140,3 +141,15 @@ def bench(session: nox.Session) -> None:
     """Measure the whole grid beside the other implementations and write docs/benchmarks (half an hour, alone)."""
     session.install("-e", ".[cli,plot]", *nox.project.dependency_groups(PYPROJECT, "bench"))
     session.run("python", "docs/benchmarks/measure.py", *session.posargs)
+
+
+@nox.session(default=False)
+def fuzz(session: nox.Session) -> None:
+    """Draw new cases of every property on one backend: ``-- --minutes 50 --backend torch``."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--backend", default="numpy")
+    backend = parser.parse_known_args(session.posargs)[0].backend
+    if backend not in BACKENDS:
+        session.error(f"no backend is called {backend!r}; the backends are {', '.join(BACKENDS)}")
+    session.install("-e", ".[testing]", *nox.project.dependency_groups(PYPROJECT, backend))
+    session.run("python", "-m", "tests.fuzz", *session.posargs)

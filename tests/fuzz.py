@@ -32,7 +32,7 @@ ADVICE = """\
 The code runs in the root of the repository; --seed {seed} finds the case again in its first round.
 Add this line above test_cases_found_by_fuzzing in tests/core/test_properties.py:
 
-@example({case.code})"""
+@example({code})"""
 
 
 class _EndOfRun(KeyboardInterrupt):
@@ -109,7 +109,7 @@ def fuzz(backend: backends.Backend, device: object, seed: int, tally: Tally) -> 
             tally.after_property(result)
             if result.failure is not None:
                 print(f"\nseed {round_seed}: {result.failure}\n")
-                print(ADVICE.format(seed=round_seed, case=result.failure.case))
+                print(ADVICE.format(seed=round_seed, code=result.failure.case.code.replace("'", '"')))
                 code = 1
                 break
     except _EndOfRun:
