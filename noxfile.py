@@ -143,7 +143,7 @@ def bench(session: nox.Session) -> None:
     session.run("python", "docs/benchmarks/measure.py", *session.posargs)
 
 
-@nox.session(default=False)
+@nox.session(venv_backend="none", default=False)
 def fuzz(session: nox.Session) -> None:
     """Draw new cases of every property on one backend: ``-- --minutes 50 --backend torch``."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -151,5 +151,6 @@ def fuzz(session: nox.Session) -> None:
     backend = parser.parse_known_args(session.posargs)[0].backend
     if backend not in BACKENDS:
         session.error(f"no backend is called {backend!r}; the backends are {', '.join(BACKENDS)}")
-    session.install("-e", ".[testing]", *nox.project.dependency_groups(PYPROJECT, backend))
-    session.run("python", "-m", "tests.fuzz", *session.posargs)
+    groups = nox.project.dependency_groups(PYPROJECT, backend)
+    python = environment(session, "shared", "-e", ".[cli,testing]", *groups)
+    session.run(python, "-m", "tests.fuzz", *session.posargs, external=True)
