@@ -37,8 +37,9 @@ def layer(bits: int, bits_of_db: int = 24, bits_of_b: int = 24) -> Any:
     return from_functions(forward, backward)
 
 
-def check(make: Any, dtype: str, summation: Summation | None) -> Any:
-    properties = [prop for prop in PROPERTIES if prop.tier in ("exact", "bounded")]
+def check(make: Any, dtype: str, summation: Summation, *names: str) -> Any:
+    """Check some properties on the shapes that the layer takes."""
+    properties = [prop for prop in PROPERTIES if prop.name in names]
     supports = {"tensors", "no-bias"}
     return check_affine(
         make, dtype=dtype, max_examples=200, seed=0, summation=summation, supports=supports, properties=properties
@@ -47,29 +48,34 @@ def check(make: Any, dtype: str, summation: Summation | None) -> Any:
 
 @pytest.mark.parametrize("dtype", ["float32", "complex64"])
 def test_tf32_is_within_its_bounds(dtype: str) -> None:
-    report = check(layer(11), dtype, TF32)
+    report = check(layer(11), dtype, TF32, "forward_is_within_bound", "backward_is_within_bounds")
     assert 0.2 < max(result.worst_error for result in report.results) <= 1
 
 
 @pytest.mark.parametrize("dtype", ["float32", "complex64"])
+def test_tf32_is_exact_on_small_integers(dtype: str) -> None:
+    assert len(check(layer(11), dtype, TF32, "forward_is_exact", "backward_is_exact").results) == 2
+
+
+@pytest.mark.parametrize("dtype", ["float32", "complex64"])
 @pytest.mark.parametrize(
-    ("make", "summation"),
+    ("make", "summation", "name"),
     [
-        (layer(10), TF32),
-        (layer(11), Summation(cuts=True)),
-        (layer(11, bits_of_db=11), TF32),
-        (layer(11, bits_of_b=11), TF32),
+        (layer(10), TF32, "forward_is_within_bound"),
+        (layer(11), Summation(cuts=True), "forward_is_within_bound"),
+        (layer(11, bits_of_db=11), TF32, "backward_is_within_bounds"),
+        (layer(11, bits_of_b=11), TF32, "forward_is_within_bound"),
     ],
     ids=["one bit less", "under the bounds of float32", "in the sum, too", "in the bias, too"],
 )
-def test_anything_coarser_is_caught(dtype: str, make: Any, summation: Summation) -> None:
+def test_anything_coarser_is_caught(dtype: str, make: Any, summation: Summation, name: str) -> None:
     with pytest.raises(PropertyError, match="times its rounding bound"):
-        check(make, dtype, summation)
+        check(make, dtype, summation, name)
 
 
 def test_code_of_a_failure_says_what_was_assumed() -> None:
     with pytest.raises(PropertyError) as caught:
-        check(layer(10), "float32", TF32)
+        check(layer(10), "float32", TF32, "forward_is_within_bound")
     assert "from xaffine.testing import make_case, Summation" in caught.value.code
     assert "backend.use_full_precision()\nbackend.use_tf32()\n" in caught.value.code
     assert "summation=Summation(accumulator=None, block=None, cuts=True, factors='tf32')" in caught.value.code
