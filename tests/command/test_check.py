@@ -383,7 +383,7 @@ def test_hang_is_reported_with_its_line(capfd: Any) -> None:
 
 
 def test_hang_that_no_signal_interrupts_is_ended(capfd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(check, "_GRACE", 3.0)
+    monkeypatch.setattr(check, "_GRACE", 5.0)
     code, out, _ = checked(capfd, "layers:Deaf", "--time-limit", "0.3")
     assert code == 3
     assert "no answer within 0.3 s, and none to an interrupt" in out
