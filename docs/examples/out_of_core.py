@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 CHUNK = 32 << 20  # bytes of x in one
 NOISE = 0.1
 DTYPES = ("float32", "float64")
-PATIENCE = 10  # seconds for a scheduler to answer
 NOBODY = "60s"  # without any worker, until a computation is given up
 IGNORE_INTERRUPTS = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"  # what workers run first
 
@@ -128,6 +127,25 @@ def save(weights: Path, layer: AffineLayer, losses: list[float]) -> None:
 
 
 @contextmanager
+def remembered_interrupts() -> Iterator[list[int]]:
+    """Hand out the list of interrupts so far, for a KeyboardInterrupt may be lost.
+
+    Python drops what is raised while it deletes an object, and a client deletes futures all the time.
+    """
+    interrupts: list[int] = []
+
+    def interrupt(number: int, _: object) -> None:
+        interrupts.append(number)
+        raise KeyboardInterrupt
+
+    handler = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield interrupts
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
+@contextmanager
 def new_cluster(**limits: Any) -> Iterator[LocalCluster]:
     """A cluster of this machine. Ctrl-C is for this process alone, and waits until the cluster stands."""
     interrupts: list[int] = []
@@ -143,19 +161,19 @@ def new_cluster(**limits: Any) -> Iterator[LocalCluster]:
         yield cluster
 
 
-def connect(address: str) -> Client:
-    """A client of a scheduler that answers and has workers; a TimeoutError says that it does not."""
+def connect(address: str, patience: float) -> Client:
+    """A client of a scheduler that answers and has workers in so many seconds; a TimeoutError says if it does not."""
 
     async def knock() -> None:
-        async with Client(address, asynchronous=True, timeout=PATIENCE):
+        async with Client(address, asynchronous=True, timeout=patience):
             pass
 
     try:
-        asyncio.run(asyncio.wait_for(knock(), PATIENCE))  # a client alone waits for ever for one that says nothing
-        client = Client(address, timeout=PATIENCE)
-        client.wait_for_workers(1, timeout=PATIENCE)
+        asyncio.run(asyncio.wait_for(knock(), patience))  # a client alone waits for ever for one that says nothing
+        client = Client(address, timeout=patience)
+        client.wait_for_workers(1, timeout=patience)
     except (TimeoutError, OSError) as error:
-        msg = f"no scheduler with workers answers at {address} within {PATIENCE} s: is it running? ({error})"
+        msg = f"no scheduler with workers answers at {address} within {patience:g} s: is it running? ({error})"
         raise TimeoutError(msg) from error
     return client
 
@@ -186,13 +204,14 @@ def run(options: argparse.Namespace) -> None:
     layer, losses = start_layer(options.weights, n, m, dtype)
 
     with ExitStack() as stack:
+        interrupts = stack.enter_context(remembered_interrupts())
         if options.scheduler is None:
             stack.enter_context(dask.config.set({"distributed.scheduler.no-workers-timeout": NOBODY}))
             limits = {"n_workers": options.workers, "memory_limit": options.memory}
             cluster = stack.enter_context(new_cluster(**limits))
             client = stack.enter_context(Client(cluster))
         else:
-            client = stack.enter_context(connect(options.scheduler))
+            client = stack.enter_context(connect(options.scheduler, options.patience))
         if options.make is not None:
             make(path, options.make, n, m)
         x, t = open_data(path)
@@ -204,6 +223,8 @@ def run(options: argparse.Namespace) -> None:
             losses.append(next(steps))
             save(options.weights, layer, losses)
             print(f"\repoch {epoch:3d}  loss {losses[-1]:.6f}", flush=True)
+            if interrupts:
+                raise KeyboardInterrupt
     plot(losses, options.plot)
     print(f"weights in {options.weights}, the curve in {options.plot}")
 
@@ -221,6 +242,7 @@ def main() -> None:
         help="a running one, by default one is started here; for it to give up without workers, start it with "
         "DASK_DISTRIBUTED__SCHEDULER__NO_WORKERS_TIMEOUT=60s",
     )
+    parser.add_argument("--patience", type=float, default=10, help="seconds for a running scheduler to answer")
     parser.add_argument("--workers", type=int, default=2, help="how many to start")
     parser.add_argument("--memory", default="1GiB", help="what each of them may take")
     parser.add_argument("--epochs", type=int, default=10, help="in all, with those of earlier runs")

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from xaffine import __main__
-from xaffine.command import check
+from xaffine.command import check, children
 from xaffine.command.children import ChildError
 from xaffine.testing import PROPERTIES
 
@@ -35,15 +35,25 @@ class Square(Right):
 class Deeper:
     Layer = Square
 
+class Negative(Right):
+    """Has the wrong sign in every case."""
+    def backward(self, dy):
+        return -super().backward(dy)
+
 class Prints(Right):
     def forward(self, x):
         print("forward of", x.shape)
         return super().forward(x)
 
 class Sleeps(Right):
+    """Hangs in the first large case, and computes the others."""
+    hung = False
+
     def forward(self, x):
-        while x.size > 8:
-            time.sleep(0.01)
+        if x.size > 8 and not Sleeps.hung:
+            Sleeps.hung = True
+            while True:
+                time.sleep(0.01)
         return super().forward(x)
 
 class Deaf(Right):
@@ -173,7 +183,7 @@ class LeavesItsGroup(Right):
 
 class PrintsForEver(Right):
     def forward(self, x):
-        end = time.monotonic() + 1
+        end = time.monotonic() + 0.3
         while time.monotonic() < end:
             os.write(2, bytes(1 << 16))
         os._exit(0)
@@ -219,7 +229,7 @@ def checked(capfd: Any, *arguments: str, examples: int = 10) -> tuple[int, str, 
 
 
 def test_right_implementation(capfd: Any) -> None:
-    code, out, err = checked(capfd, "layers:Right")
+    code, out, err = checked(capfd, "layers:Right", examples=5)
     assert (code, err) == (0, "")
     assert out.startswith("layers:Right on numpy 2")
     assert "; float32; seed 0\n" in out
@@ -227,8 +237,29 @@ def test_right_implementation(capfd: Any) -> None:
     assert "FAILS" not in out
 
 
-def test_wrong_implementation(capfd: Any, folder: Path) -> None:
-    code, out, err = checked(capfd, "layers:Square", examples=100)
+@pytest.fixture(scope="module")
+def square(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What the process tells that checks Square, which takes seconds to find the smallest cases where it is wrong."""
+    folder = tmp_path_factory.mktemp("square")
+    (folder / "layers.py").write_text(LAYERS)
+    arguments = {"target": "layers:Deeper.Layer", "dtype": ["float32", "float64"], "seed": 0, "examples": 100}
+    arguments |= {"backend": "numpy", "device": None, "large": False, "tf32": False, "supports": None, "time_limit": 60}
+    environment = {"PYTHONPATH": os.pathsep.join([str(folder), *sys.path])}
+    return list(check.events_of_child("xaffine.command.check", arguments, 60, environment))
+
+
+@pytest.fixture
+def checked_square(square: list[dict[str, Any]], capfd: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Run the command with what the process told of Square."""
+    events = (dict(event) for event in square)
+    monkeypatch.setattr(check, "events_of_child", lambda *_: events)
+    return lambda *options: checked(
+        capfd, "layers:Deeper.Layer", "--dtype", "float32", "float64", *options, examples=100
+    )
+
+
+def test_wrong_implementation(checked_square: Any, folder: Path) -> None:
+    code, out, err = checked_square()
     assert (code, err) == (1, "")
     assert "backward_is_exact does not hold.\nOn small integers dx is dy Wᵀ" in out
     assert "\ndx came out as\n" in out
@@ -243,17 +274,23 @@ def test_wrong_implementation(capfd: Any, folder: Path) -> None:
     assert f"AssertionError: {expected}" in again.stderr
 
 
-def test_target_within_a_class(capfd: Any) -> None:
-    code, out, _ = checked(capfd, "layers:Deeper.Layer", examples=100)
+def test_code_to_paste_imports_a_target_within_a_class(checked_square: Any) -> None:
+    code, out, _ = checked_square()
     assert code == 1
     assert "from layers import Deeper as make\nmake = make.Layer\n" in out
 
 
-def test_report_as_json(capfd: Any) -> None:
-    code, out, _ = checked(capfd, "layers:Square", "--json", "--dtype", "float32", "float64", examples=100)
+def test_code_to_paste_imports_a_target_of_a_module(capfd: Any) -> None:
+    code, out, err = checked(capfd, "layers:Negative", examples=2)
+    assert (code, err) == (1, "")
+    assert "from layers import Negative as make\n" in out
+
+
+def test_report_as_json(checked_square: Any) -> None:
+    code, out, _ = checked_square("--json")
     report = json.loads(out)
     assert code == 1
-    assert (report["target"], report["backend"], report["seed"]) == ("layers:Square", "numpy", 0)
+    assert (report["target"], report["backend"], report["seed"]) == ("layers:Deeper.Layer", "numpy", 0)
     assert report["dtypes"] == ["float32", "float64"]
     by_name = {result["property"]: result for result in report["properties"]}
     assert list(by_name) == [prop.name for prop in PROPERTIES]
@@ -265,18 +302,18 @@ def test_report_as_json(capfd: Any) -> None:
 
 
 def test_large_sizes_and_declared_gaps(capfd: Any) -> None:
-    code, out, _ = checked(capfd, "layers:Right", "--large", "--supports", "float32", "tensors", "empty")
+    code, out, _ = checked(capfd, "layers:Right", "--large", "--supports", "float32", "tensors", "empty", examples=2)
     assert code == 0
     assert "forward_is_exact (large)" in out
     assert "not tested: no-bias (b may be None)\n" in out
 
 
 def test_what_the_implementation_prints_does_not_disturb(capfd: Any) -> None:
-    assert checked(capfd, "layers:Prints")[0] == 0
+    assert checked(capfd, "layers:Prints", examples=3)[0] == 0
 
 
 def test_crash_is_reported_with_its_case(capfd: Any) -> None:
-    code, out, _ = checked(capfd, "layers:Crashes", examples=50)
+    code, out, _ = checked(capfd, "layers:Crashes")
     assert code == 3
     assert "forward_is_exact did not finish." in out
     assert "the process was ended by SIGABRT" in out
@@ -292,7 +329,10 @@ def test_exit_is_reported_with_its_case(capfd: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["LeavesAThread", "CrashesAtTheEnd"])
-def test_what_comes_after_the_last_property_does_not_count(capfd: Any, name: str) -> None:
+def test_what_comes_after_the_last_property_does_not_count(
+    capfd: Any, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(children, "_FAREWELL", 0.2)
     code, out, err = checked(capfd, f"layers:{name}", examples=3)
     assert (code, err) == (0, "")
     assert out.count("holds") == len(PROPERTIES)
@@ -335,7 +375,7 @@ def test_end_by_an_unnamed_signal_and_words_that_are_no_text(capfd: Any) -> None
 
 
 def test_hang_is_reported_with_its_line(capfd: Any) -> None:
-    code, out, _ = checked(capfd, "layers:Sleeps", "--time-limit", "0.3", examples=50)
+    code, out, _ = checked(capfd, "layers:Sleeps", "--time-limit", "0.3")
     assert code == 3
     assert "forward_is_exact did not finish." in out
     assert "no answer within 0.3 s\n" in out
@@ -344,7 +384,7 @@ def test_hang_is_reported_with_its_line(capfd: Any) -> None:
 
 def test_hang_that_no_signal_interrupts_is_ended(capfd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(check, "_GRACE", 5.0)
-    code, out, _ = checked(capfd, "layers:Deaf", "--time-limit", "0.3", examples=50)
+    code, out, _ = checked(capfd, "layers:Deaf", "--time-limit", "0.3")
     assert code == 3
     assert "no answer within 0.3 s, and none to an interrupt" in out
     assert "case = make_case((" in out
@@ -368,7 +408,7 @@ def test_what_did_not_finish_is_no_success_whatever_it_says(capfd: Any, name: st
 
 
 def test_exit_that_can_be_caught_is_a_wrong_answer(capfd: Any) -> None:
-    code, out, _ = checked(capfd, "layers:ExitsWithoutAnError", examples=3)
+    code, out, _ = checked(capfd, "layers:ExitsWithoutAnError", examples=1)
     assert code == 1
     assert "forward_is_exact does not hold.\n" in out
     assert "forward raised SystemExit: 0" in out

@@ -55,8 +55,24 @@ def without(monkeypatch: pytest.MonkeyPatch, *libraries: str) -> None:
     monkeypatch.setattr(builtins, "__import__", import_some)
 
 
-def test_numpy_is_examined_in_a_child_process() -> None:
-    found = doctor.examine_in_child("numpy")
+# The whole command on two libraries: each that is installed adds seconds, the slowest of them half a minute.
+DOCTOR = """
+import sys
+from xaffine import __main__, backends
+backends.names = lambda: ("numpy", "array-api-strict")
+sys.exit(__main__.main(["--json"]))
+"""
+
+
+@pytest.fixture(scope="module")
+def printed() -> Any:
+    """What the doctor prints as JSON, in a process of its own."""
+    child = subprocess.run([sys.executable, "-c", DOCTOR], capture_output=True, text=True, timeout=120, check=True)
+    return json.loads(child.stdout)
+
+
+def test_numpy_is_examined_in_a_child_process(printed: Any) -> None:
+    found = printed["backends"][0]
     assert found["status"] == "right"
     assert found["dtypes"] == ["float32", "float64"]
     assert 0 < found["worst_error"] <= 1
@@ -64,13 +80,20 @@ def test_numpy_is_examined_in_a_child_process() -> None:
     assert found["throughput"]["matmul"] > 0
 
 
-def test_command_prints_json() -> None:
-    command = [sys.executable, "-m", "xaffine", "--json"]
-    child = subprocess.run(command, capture_output=True, text=True, timeout=500, check=True)
-    facts = json.loads(child.stdout)
-    assert {r["backend"] for r in facts["backends"]} == set(backends.names())
-    assert facts["cores"] > 0
-    assert facts["blas"]
+def test_command_prints_every_library_and_the_machine_as_json(printed: Any) -> None:
+    assert [(r["backend"], r["status"]) for r in printed["backends"]] == [
+        ("numpy", "right"), ("array-api-strict", "right")
+    ]  # fmt: skip
+    assert printed["cores"] > 0
+    assert printed["blas"]
+
+
+def test_every_library_is_examined(monkeypatch: pytest.MonkeyPatch) -> None:
+    examined: list[str] = []
+    monkeypatch.setattr(doctor, "examine_in_child", lambda name: examined.append(name) or report(name))
+    monkeypatch.setattr(doctor, "find_lost_speed", list)
+    assert __main__.main([]) == 0
+    assert tuple(examined) == backends.names()
 
 
 def test_absent_backend_is_told_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:

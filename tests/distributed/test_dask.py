@@ -247,6 +247,35 @@ class TestExample:
             pytest.fail("interrupted before")
         assert happened == ["started", "entered", "closed"]
 
+    def test_an_interrupt_that_was_lost_ends_the_training_after_its_step(
+        self, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    ) -> None:
+        def train(*_: Any, **__: Any) -> Iterator[float]:
+            for loss in (3.0, 2.0):
+                with contextlib.suppress(KeyboardInterrupt):  # as Python does while it deletes an object
+                    os.kill(os.getpid(), signal.SIGINT)
+                yield loss
+
+        class OneWorker(contextlib.nullcontext[Any]):
+            def __enter__(self) -> Any:
+                return self
+
+            def scheduler_info(self, **_: Any) -> Any:
+                return {"workers": {"first": {"memory_limit": MEMORY}}}
+
+        main = self.module()["main"]
+        monkeypatch.setitem(main.__globals__, "train", train)
+        monkeypatch.setitem(main.__globals__, "connect", lambda *_: OneWorker())
+        weights = tmp_path / "weights.safetensors"
+        monkeypatch.setattr("sys.argv", [EXAMPLE.name, str(data), "--scheduler", "one", "--weights", str(weights)])
+        before = signal.getsignal(signal.SIGINT)
+        with pytest.raises(SystemExit) as exit_:
+            main()
+        assert exit_.value.code == 130
+        assert capsys.readouterr().err == f"\ninterrupted; the next run goes on from {weights}\n"
+        assert json.loads(weights.with_suffix(".json").read_text()) == [3.0]
+        assert signal.getsignal(signal.SIGINT) is before
+
     def losses(self, output: str) -> list[float]:
         return [float(line.rpartition(" ")[2]) for line in output.splitlines() if "  loss " in line]
 
@@ -322,8 +351,8 @@ class TestExample:
             if listening:
                 silent.listen()
             address = f"tcp://127.0.0.1:{silent.getsockname()[1]}"
-            output = self.run(tmp_path, data, "--scheduler", address, code=2)
-        assert f"no scheduler with workers answers at {address} within 10 s" in output
+            output = self.run(tmp_path, data, "--scheduler", address, "--patience", 2, code=2)
+        assert f"no scheduler with workers answers at {address} within 2 s" in output
 
     def test_trains_on_a_scheduler_that_runs_already(self, data: Path, tmp_path: Path) -> None:
         with start_cluster(1) as cluster:
