@@ -128,10 +128,7 @@ def save(weights: Path, layer: AffineLayer, losses: list[float]) -> None:
 
 @contextmanager
 def remembered_interrupts() -> Iterator[list[int]]:
-    """Hand out the list of interrupts so far, for a KeyboardInterrupt may be lost.
-
-    Python drops what is raised while it deletes an object, and a client deletes futures all the time.
-    """
+    """Hand out the list of interrupts so far: a KeyboardInterrupt that a destructor raises, say of a future, is lost."""
     interrupts: list[int] = []
 
     def interrupt(number: int, _: object) -> None:
