@@ -128,7 +128,7 @@ def save(weights: Path, layer: AffineLayer, losses: list[float]) -> None:
 
 @contextmanager
 def remembered_interrupts() -> Iterator[list[int]]:
-    """Hand out the list of interrupts so far: a KeyboardInterrupt that a destructor raises, say of a future, is lost."""
+    """Hand out the list of interrupts so far: one that a destructor raises, say of a future, is lost."""
     interrupts: list[int] = []
 
     def interrupt(number: int, _: object) -> None:
