@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 SMALL, LARGE = 100, 5  # cases for each form and property in a round; a large case takes as long as twenty small ones
 SECONDS_BETWEEN_LINES = 10.0
+SECONDS_FOR_A_CASE = 300.0  # sparse compiles its kernels in the first ones
 
 ADVICE = """\
 The code runs in the root of the repository; --seed {seed} finds the case again in its first round.
@@ -95,10 +96,15 @@ def results(backend: backends.Backend, device: object, seed: int, tally: Tally) 
                 max_examples=examples,
                 large=large,
                 seed=round_seed,
+                time_limit=SECONDS_FOR_A_CASE,
             )
             plan.parts = [part for part in plan.parts if part.large == large]
             for result in plan.run(tally.before_case):
                 yield round_seed, result
+                if backend.name == "jax":
+                    import jax
+
+                    jax.clear_caches()  # it keeps what it compiles, 4 MB a case
 
 
 def fuzz(backend: backends.Backend, device: object, seed: int, tally: Tally) -> int:

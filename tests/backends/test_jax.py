@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from tests import fuzz
 from xaffine import AffineLayer, affine, affine_backward, affine_jvp, affine_vjp, functional, per_sample
 from xaffine.command import clock
 from xaffine.curvature import affine_double_backward, kronecker_factors
@@ -336,3 +337,12 @@ def test_splits_that_do_not_go_together() -> None:
         affine(on_mesh(mesh, x, "x"), on_mesh(mesh, W, None, "x"))
     with pytest.raises(ValueError, match=r"two meshes: .*; x on \('x': 1 Explicit\), W on \('y': 1 Explicit\)\. Bring"):
         affine(on_mesh(mesh, x), on_mesh(other, W))
+
+
+def test_fuzzing_keeps_nothing_that_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """JAX itself keeps all of it, some megabytes for each case of a new shape."""
+    calls: list[None] = []
+    monkeypatch.setattr(fuzz, "SMALL", 2)
+    monkeypatch.setattr(jax, "clear_caches", lambda: calls.append(None))
+    assert fuzz.main(["--backend", "jax", "--cases", "5", "--seed", "0"]) == 0
+    assert len(calls) == 2  # after each property that has all of its cases
