@@ -7,6 +7,7 @@ missing skips what needs the GPU, and says so.
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -55,6 +56,9 @@ def pytest_configure(config: pytest.Config) -> None:
     # What a shell starts in the background ignores SIGINT, and so would the processes that tests start and interrupt.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Numba compiles sparse's loops anew for each dtype and rank, for seconds; as Python they take milliseconds.
+    # NUMBA_DISABLE_JIT=0 tests what users run.
+    os.environ.setdefault("NUMBA_DISABLE_JIT", "1")
     # Derandomised: a run shows what the commit does; `nox -s fuzz` draws new cases. Deadlines would test the machine.
     settings.register_profile(
         "xaffine",

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import sparse
@@ -27,6 +31,25 @@ def test_what_is_not_stored_annihilates_nan() -> None:
     W = sparse.COO.from_numpy(np.asarray([[0.0, 1.0], [2.0, 0.0]]))
     assert np.array_equal(affine(x, W).todense(), [[2, np.nan]], equal_nan=True)
     assert np.array_equal(affine_backward(dy, x, W).dW.todense(), [[np.nan, 0], [1, 0]], equal_nan=True)
+
+
+COMPILED = """
+import numba, numpy as np, sparse
+from xaffine import AffineLayer
+assert not numba.config.DISABLE_JIT
+x, W, b, dy = (sparse.COO(np.ones(shape)) for shape in ((2, 3), (3, 4), 4, (2, 4)))
+layer = AffineLayer(W, b)
+y, dx = layer(x), layer.backward(dy)
+print(*(np.unique(array.todense()) for array in (y, dx, layer.dW, layer.db)))
+"""
+
+
+def test_compiled_loops_of_the_library_give_the_same() -> None:
+    """Users run them compiled; the other tests run them as Python, since a compilation takes seconds."""
+    environment = {**os.environ, "NUMBA_DISABLE_JIT": "0"}
+    command = [sys.executable, "-c", COMPILED]
+    child = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=300)
+    assert child.stdout.split() == ["[4.]", "[4.]", "[2.]", "[2.]"]
 
 
 def test_immutable_out_is_refused() -> None:

@@ -22,14 +22,14 @@ def train() -> Any:
 
 
 def test_learns_to_read_digits(backend: Backend, train: Any) -> None:
-    history = train(backend.name, epochs=10)
+    history = train(backend.name, epochs=8, batch=64, rate=0.5)
     assert history[-1].accuracy > 0.95
     assert history[-1].loss < history[0].loss / 10
 
 
 def test_loss_curve_is_that_of_numpy(backend: Backend, train: Any) -> None:
     # What is claimed: computed in float64, the curves of two libraries are one to the precision of float32.
-    ours, numpys = (np.array(train(name, epochs=2, dtype="float64")) for name in (backend.name, "numpy"))
+    ours, numpys = (np.array(train(name, epochs=2, batch=128, dtype="float64")) for name in (backend.name, "numpy"))
     assert np.abs(ours - numpys).max() <= float(bounds.unit_roundoff("float32"))
 
 

@@ -260,7 +260,8 @@ def test_nan_in_x_reaches_dw_even_where_dy_is_zero(backend: Backend, array: Any)
 def test_vjp_is_reentrant(backend: Backend) -> None:
     case = make_case((9, 5), 4, seed=1)
     _, vjp = affine_vjp(*(o.on(backend) for o in (case.x, case.W, case.b)))
-    cotangents = [make_case((9, 5), 4, seed=seed).dy for seed in range(2, 18)]
+    calls = 4 if backend.name == "ndonnx" else 16  # a second each there
+    cotangents = [make_case((9, 5), 4, seed=seed).dy for seed in range(2, 2 + calls)]
     natives = [dy.on(backend) for dy in cotangents]
     with ThreadPoolExecutor(8) as pool:
         results = list(pool.map(vjp, natives))
