@@ -22,7 +22,7 @@ def train() -> Any:
 
 
 def test_learns_to_read_digits(backend: Backend, train: Any) -> None:
-    history = train(backend.name, epochs=8, batch=64, rate=0.5)
+    history = train(backend.name, epochs=10, batch=64, rate=0.4)
     assert history[-1].accuracy > 0.95
     assert history[-1].loss < history[0].loss / 10
 
