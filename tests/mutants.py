@@ -25,6 +25,7 @@ from mutmut.utils.format_utils import get_mutant_name
 
 ROOT = Path(__file__).parents[1]
 EVERYTHING = ["test_affine_layer.py", "core", "backends/test_kernels.py"]
+KERNELS = ["test_affine_layer.py", "backends/test_kernels.py"]
 # The modules that are mutated, of the kernels those that the judges run, each with the tests that judge it.
 TESTS = {
     "functional": EVERYTHING,
@@ -32,12 +33,14 @@ TESTS = {
     "layer": EVERYTHING,
     "curvature": ["core/test_derivatives.py", "core/test_meshes.py", "core/test_messages.py"],
     "per_sample": ["core/test_per_sample.py", "core/test_meshes.py", "core/test_messages.py"],
-    "kernels/__init__": EVERYTHING,
-    "kernels/standard": EVERYTHING,
-    "kernels/numpy": EVERYTHING,
+    "kernels/__init__": KERNELS,
+    "kernels/standard": KERNELS,
+    "kernels/numpy": KERNELS,
 }
 # Slow tests, of what is not mutated or of how much memory a result takes, which other tests check the value of.
 SLOW = [
+    "backends/test_kernels.py::TestSumOverTheBatch::test_of_many_ones_is_their_number",
+    "backends/test_kernels.py::test_buffers_are_all_that_tall_operands_take",
     "core/test_digits.py",
     "core/test_docstrings.py::test_examples_of_the_docstrings_run[xaffine.testing.runner]",
     "core/test_docstrings.py::test_examples_of_the_docstrings_run[xaffine.testing.strategies]",

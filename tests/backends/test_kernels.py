@@ -236,3 +236,85 @@ def test_buffers_are_all_that_tall_operands_take() -> None:
     assert np.array_equal(y, np.outer(np.ones(len(x)), x[0] @ W + b))
     assert np.array_equal(layer.db, dy.sum(axis=0, dtype=float))
     assert np.array_equal(layer.dW, (x.astype(float).T @ dy.astype(float)))
+
+
+class TestProductsOfLongOperands:
+    """The ways that torch and JAX take where a product would be a running sum, with NumPy in their places."""
+
+    def product(self, N: int, n: int, m: int, *stack: int) -> None:
+        rng = np.random.default_rng(0)
+        x, dy = (rng.integers(-4, 5, (*stack, N, columns)).astype("f") for columns in (n, m))
+        dW = standard.backward_W(dy, x)
+        assert dW.dtype == np.float32
+        assert np.array_equal(dW, np.einsum("...ij,...ik->...jk", x, dy))
+
+    @pytest.mark.parametrize("stack", [(), (2,), (2, 3)])
+    @pytest.mark.parametrize(("n", "m"), [(2, 3), (3, 2), (2, 2)])
+    @pytest.mark.parametrize("N", [3, 4, 9, 300])  # of blocks that are added up in more than one round
+    def test_in_blocks(self, monkeypatch: pytest.MonkeyPatch, N: int, n: int, m: int, stack: Any) -> None:
+        monkeypatch.setattr(standard, "_ROWS", 4)
+        monkeypatch.setattr(standard, "adds_up_all_rows", lambda *_: True)
+        self.product(N, n, m, *stack)
+
+    @pytest.mark.parametrize("stack", [(), (2,)])
+    @pytest.mark.parametrize(
+        ("N", "n", "m", "widened"),
+        [(8, 3, 9, 0), (9, 3, 9, 2), (9, 9, 3, 2), (9, 4, 9, 0), (9, 9, 4, 0), (9, 1, 1, 2), (9, 0, 2, 2)],
+    )
+    def test_widened(self, monkeypatch: pytest.MonkeyPatch, N: int, n: int, m: int, widened: int, stack: Any) -> None:
+        widths = []
+
+        def record(xp: Any, matrix: Any) -> Any:
+            wide = own(xp, matrix)
+            widths.append(wide.shape[-1])
+            return wide
+
+        own = standard._widened
+        monkeypatch.setattr(standard, "_widened", record)
+        monkeypatch.setattr(standard, "_LONG", 8)
+        monkeypatch.setattr(standard, "is_jax_array", lambda _: True)
+        self.product(N, n, m, *stack)
+        assert widths == [max(4, n), max(4, m)][:widened]
+
+    @pytest.mark.parametrize(
+        ("changed", "expected"),
+        [
+            ({}, True),
+            ({"shape": (16_384, 2)}, False),
+            ({"shape": (16_385, 64), "m": 128}, True),
+            ({"shape": (16_385, 64), "m": 129}, False),
+            ({"shape": (16_385, 15), "m": 10_000}, True),
+            ({"shape": (16_385, 10_000), "m": 15}, True),
+            ({"shape": (16_385, 16), "m": 10_000}, False),
+            ({"shape": (16_385, 10_000), "m": 16}, False),
+            ({"shape": (16_385, 1), "m": 1}, True),
+            ({"shape": (16_385, 0)}, False),
+            ({"m": 0}, False),
+            ({"real": False}, False),
+            ({"real": False, "complex": True}, True),
+            ({"half": True}, False),
+            ({"layout": "torch.sparse_coo"}, False),
+            ({"layout_of_dy": "torch.sparse_coo"}, False),
+            ({"layout": "torch.jagged", "layout_of_dy": "torch.jagged"}, False),
+            ({"device": "cuda"}, False),
+            ({"device_mesh": None}, False),
+            ({"torch": False}, False),
+        ],
+        ids=str,
+    )
+    def test_running_sums_are_of_dense_narrow_long_floats_of_torch_on_a_cpu(
+        self, monkeypatch: pytest.MonkeyPatch, changed: dict[str, Any], expected: bool
+    ) -> None:
+        dense = "torch.strided"
+        made = {"shape": (2, 16_385, 2), "m": 3, "real": True, "complex": False, "half": False, "torch": True}
+        made |= {"layout": dense, "layout_of_dy": dense, "device": "cpu"} | changed
+        dtype = SimpleNamespace(is_floating_point=made["real"], is_complex=made["complex"])
+        x = SimpleNamespace(
+            shape=made["shape"], dtype=dtype, layout=made["layout"], device=SimpleNamespace(type=made["device"])
+        )
+        dy = SimpleNamespace(shape=(*x.shape[:-1], made["m"]), layout=made["layout_of_dy"])
+        if "device_mesh" in made:
+            x.device_mesh = made["device_mesh"]
+        monkeypatch.setattr(standard, "is_torch_array", lambda array: array is x and made["torch"])
+        monkeypatch.setattr(standard, "is_half", lambda kind: kind is dtype and made["half"])
+        assert standard.adds_up_all_rows(dy, x) is expected
