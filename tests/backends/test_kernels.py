@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import sys
 import tracemalloc
 from fractions import Fraction
 from pathlib import Path
@@ -16,7 +18,7 @@ from hypothesis import given, settings
 from xaffine import AffineLayer, affine, affine_backward
 from xaffine.backends import Backend
 from xaffine.curvature import kronecker_factors
-from xaffine.kernels import kernel_of, numpy, standard
+from xaffine.kernels import compiler_for, kernel_of, numpy, standard
 from xaffine.per_sample import per_sample_gradients
 from xaffine.testing import PROPERTIES, bounds, check_affine, checks, make_case
 from xaffine.testing.strategies import cases
@@ -318,3 +320,65 @@ class TestProductsOfLongOperands:
         monkeypatch.setattr(standard, "is_torch_array", lambda array: array is x and made["torch"])
         monkeypatch.setattr(standard, "is_half", lambda kind: kind is dtype and made["half"])
         assert standard.adds_up_all_rows(dy, x) is expected
+
+
+@pytest.mark.parametrize(
+    ("dtype", "within"),
+    [("float16", "float32"), ("float32", "float32"), ("float64", "float64"), ("complex64", "complex64")],
+)
+def test_standard_db_of_halves_is_summed_in_float32(monkeypatch: pytest.MonkeyPatch, dtype: str, within: str) -> None:
+    came = []
+
+    def record(array: Any, axis: int, wide: Any) -> Any:
+        came.append(np.dtype(wide).name)
+        return own(array, axis, wide)
+
+    own = standard.sum_along
+    monkeypatch.setattr(standard, "sum_along", record)
+    assert standard.backward_b(np.ones((3, 2), dtype)).dtype == dtype
+    assert came == [within]
+
+
+class Chunked(np.ndarray):
+    """As much of an array of Dask as a sum asks for."""
+
+    chunks = ((2, 3), (4,), (1, 1))
+
+    def map_blocks(self, function: Any, axis: int, dtype: Any, *, chunks: Any, meta: Any) -> Any:
+        def slices(sizes: Any) -> list[slice]:
+            ends = np.cumsum(sizes).tolist()
+            return [slice(end - size, end) for size, end in zip(sizes, ends, strict=True)]
+
+        assert meta.dtype == dtype
+        out = np.empty([sum(sizes) for sizes in chunks], dtype)
+        own = itertools.product(*map(slices, self.chunks))
+        for block, place in zip(own, itertools.product(*map(slices, chunks)), strict=True):
+            result = function(np.asarray(self)[block], axis, dtype)
+            assert (result.shape, result.dtype) == (out[place].shape, dtype)
+            out[place] = result
+        return out
+
+    @property
+    def _meta(self) -> Any:
+        return np.empty(0, self.dtype)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_sum_of_a_chunked_array_is_that_of_its_blocks(monkeypatch: pytest.MonkeyPatch, axis: int) -> None:
+    monkeypatch.setattr(standard, "is_dask_array", lambda array: isinstance(array, Chunked))
+    array = np.arange(40, dtype=np.float16).reshape(5, 4, 2)
+    total = standard.sum_along(array.view(Chunked), axis, np.dtype("float32"))
+    assert total.dtype == np.float32
+    assert np.array_equal(total, array.astype("f").sum(axis))
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "compiled"),
+    [("ArrayImpl", "jaxlib._jax", True), ("ArrayImpl", "users", False), ("Tracer", "jax.core", False)],
+)
+def test_arrays_of_jax_alone_have_a_compiler(
+    monkeypatch: pytest.MonkeyPatch, name: str, module: str, compiled: bool
+) -> None:
+    jax = SimpleNamespace(jit=object())
+    monkeypatch.setitem(sys.modules, "jax", jax)
+    assert compiler_for(type(name, (), {"__module__": module})) is (jax.jit if compiled else None)

@@ -491,3 +491,14 @@ def test_functions_are_compiled_for_operands_of_one_type(
     else:
         assert asked == [np.ndarray] * 2
         assert compiled == [(each, "n_batch_axes") for each in (per_sample._norms_of, per_sample._clipped_sums)]
+
+
+@pytest.mark.parametrize("T", [1, 2])
+def test_each_sample_is_scaled_by_itself(T: int) -> None:
+    """One sample at each end of the range; the sum of the large one, times anything, leaves it."""
+    sizes = np.asarray([1e308, 1e-300, 1.0, 1e160])[:, None, None]
+    x, dy = np.tile(sizes, (1, T, 3)), np.tile(1 / sizes, (1, T, 1))
+    for operands in ((dy, x, np.zeros((3, 1))), (x, dy, np.zeros((1, 3)))):
+        norms = per_sample_gradient_norms(*operands, n_batch_axes=2)
+        limit = 32 * T * float(bounds.unit_roundoff("float64"))
+        assert (abs(norms - T * math.sqrt(3)) <= limit * T * math.sqrt(3)).all()
