@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -81,7 +82,7 @@ def mutations(module: str) -> dict[str, Mutation]:
 
 
 @contextlib.contextmanager
-def configured(modules: list[str], judge: str):
+def configured(modules: list[str], judge: str) -> Iterator[None]:
     """Work in a copy of the project in which mutmut is configured to mutate some modules for one judge."""
     tests = sorted({f"tests/{name}" for module in modules for name in TESTS[module]})
     deselected = [f"--deselect=tests/{name}" for name in SLOW]
