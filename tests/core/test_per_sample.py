@@ -502,3 +502,28 @@ def test_each_sample_is_scaled_by_itself(T: int) -> None:
         norms = per_sample_gradient_norms(*operands, n_batch_axes=2)
         limit = 32 * T * float(bounds.unit_roundoff("float64"))
         assert (abs(norms - T * math.sqrt(3)) <= limit * T * math.sqrt(3)).all()
+
+
+HIGH = float(np.finfo("float64").max) ** 0.125
+
+
+@pytest.mark.parametrize("dtype", ["float64", "complex128"])
+@pytest.mark.parametrize(
+    ("sample", "divisor"),
+    [
+        ([3.0, -4.0], 1.0), ([0.0, 0.0], 1.0), ([HIGH, 0.0], 1.0), ([2.0**127, 2.0**126], 1.0),
+        ([2.0**128, -(2.0**128)], 2.0**113), ([2.0**140, 0.0], 2.0**124), ([1e308, 1e308], None),
+        ([math.inf, 0.0], 1.0), ([-math.inf, 2.0**-200], 1.0), ([1 / HIGH, 0.0], 1.0), ([1.5 / HIGH, 0.0], 1.0),
+        ([2.0**-100, 0.0], 1.0), ([2.0**-130, 0.0], 2.0**-130), ([-(2.0**-130), 2.0**-130], 2.0**-129),
+        ([2.0**-130, 1.0], 1.0), ([2.0**-130, -(2.0**140)], 2.0**124), ([5e-324, 0.0], 5e-324),
+    ],
+)  # fmt: skip
+def test_divisor_of_a_sample_is_one_unless_it_is_near_an_end_of_the_range(
+    sample: list[float], divisor: float | None, dtype: str
+) -> None:
+    one = np.ones((1, 2, 1), dtype)
+    samples = np.concat([np.reshape(np.asarray(sample, dtype), one.shape), one, one * 2.0**150])
+    divided = per_sample._divisors(np, samples).ravel().tolist()
+    divisor = 2 * (1e308 * 2.0**-16) if divisor is None else divisor
+    assert divided == [divisor, 1.0, 2.0**135]
+    assert per_sample._divisors(np, samples, tiny=False).ravel().tolist() == [max(divisor, 1.0), 1.0, 2.0**135]
