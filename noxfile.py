@@ -128,12 +128,12 @@ def build(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def mutants(session: nox.Session) -> None:
-    """Mutate the mathematics and require that the tests notice (half an hour)."""
+    """Mutate the mathematics and require that the tests notice (an hour and a half; ``-- curvature`` one module)."""
     project = PYPROJECT["project"]
     extras = project["optional-dependencies"]
     session.install(*project["dependencies"], *extras["cli"], *extras["testing"])
     session.install(*nox.project.dependency_groups(PYPROJECT, "mutants"))
-    session.run("python", "tests/mutants.py")
+    session.run("python", "tests/mutants.py", *session.posargs)
 
 
 @nox.session(default=False)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import sys
 import tracemalloc
 from fractions import Fraction
 from pathlib import Path
@@ -16,7 +18,7 @@ from hypothesis import given, settings
 from xaffine import AffineLayer, affine, affine_backward
 from xaffine.backends import Backend
 from xaffine.curvature import kronecker_factors
-from xaffine.kernels import kernel_of, numpy, standard
+from xaffine.kernels import compiler_for, kernel_of, numpy, standard
 from xaffine.per_sample import per_sample_gradients
 from xaffine.testing import PROPERTIES, bounds, check_affine, checks, make_case
 from xaffine.testing.strategies import cases
@@ -238,3 +240,147 @@ def test_buffers_are_all_that_tall_operands_take() -> None:
     assert np.array_equal(y, np.outer(np.ones(len(x)), x[0] @ W + b))
     assert np.array_equal(layer.db, dy.sum(axis=0, dtype=float))
     assert np.array_equal(layer.dW, (x.astype(float).T @ dy.astype(float)))
+
+
+class TestProductsOfLongOperands:
+    """The ways that torch and JAX take where a product would be a running sum, with NumPy in their places."""
+
+    def product(self, N: int, n: int, m: int, *stack: int) -> None:
+        rng = np.random.default_rng(0)
+        x, dy = (rng.integers(-4, 5, (*stack, N, columns)).astype("f") for columns in (n, m))
+        dW = standard.backward_W(dy, x)
+        assert dW.dtype == np.float32
+        assert np.array_equal(dW, np.einsum("...ij,...ik->...jk", x, dy))
+
+    @pytest.mark.parametrize("stack", [(), (2,), (2, 3)])
+    @pytest.mark.parametrize(("n", "m"), [(2, 3), (3, 2), (2, 2)])
+    @pytest.mark.parametrize("N", [3, 4, 9, 300])  # of blocks that are added up in more than one round
+    def test_in_blocks(self, monkeypatch: pytest.MonkeyPatch, N: int, n: int, m: int, stack: Any) -> None:
+        monkeypatch.setattr(standard, "_ROWS", 4)
+        monkeypatch.setattr(standard, "adds_up_all_rows", lambda *_: True)
+        self.product(N, n, m, *stack)
+
+    @pytest.mark.parametrize("stack", [(), (2,)])
+    @pytest.mark.parametrize(
+        ("N", "n", "m", "widened"),
+        [(8, 3, 9, 0), (9, 3, 9, 2), (9, 9, 3, 2), (9, 4, 9, 0), (9, 9, 4, 0), (9, 1, 1, 2), (9, 0, 2, 2)],
+    )
+    def test_widened(self, monkeypatch: pytest.MonkeyPatch, N: int, n: int, m: int, widened: int, stack: Any) -> None:
+        widths = []
+
+        def record(xp: Any, matrix: Any) -> Any:
+            wide = own(xp, matrix)
+            widths.append(wide.shape[-1])
+            return wide
+
+        own = standard._widened
+        monkeypatch.setattr(standard, "_widened", record)
+        monkeypatch.setattr(standard, "_LONG", 8)
+        monkeypatch.setattr(standard, "is_jax_array", lambda _: True)
+        self.product(N, n, m, *stack)
+        assert widths == [max(4, n), max(4, m)][:widened]
+
+    @pytest.mark.parametrize(
+        ("changed", "expected"),
+        [
+            ({}, True),
+            ({"shape": (2, 16_384, 2)}, False),
+            ({"shape": (2, 16_385, 64), "m": 128}, True),
+            ({"shape": (2, 16_385, 64), "m": 129}, False),
+            ({"shape": (2, 16_385, 15), "m": 10_000}, True),
+            ({"shape": (2, 16_385, 10_000), "m": 15}, True),
+            ({"shape": (2, 16_385, 16), "m": 10_000}, False),
+            ({"shape": (2, 16_385, 10_000), "m": 16}, False),
+            ({"shape": (2, 16_385, 1), "m": 1}, True),
+            ({"shape": (2, 16_385, 0)}, False),
+            ({"m": 0}, False),
+            ({"real": False}, False),
+            ({"real": False, "complex": True}, True),
+            ({"half": True}, False),
+            ({"layout": "torch.sparse_coo"}, False),
+            ({"layout_of_dy": "torch.sparse_coo"}, False),
+            ({"layout": "torch.jagged", "layout_of_dy": "torch.jagged"}, False),
+            ({"device": "cuda"}, False),
+            ({"device_mesh": None}, False),
+            ({"torch": False}, False),
+        ],
+        ids=str,
+    )
+    def test_running_sums_are_of_dense_narrow_long_floats_of_torch_on_a_cpu(
+        self, monkeypatch: pytest.MonkeyPatch, changed: dict[str, Any], expected: bool
+    ) -> None:
+        dense = "torch.strided"
+        made = {"shape": (2, 16_385, 2), "m": 3, "real": True, "complex": False, "half": False, "torch": True}
+        made |= {"layout": dense, "layout_of_dy": dense, "device": "cpu"} | changed
+        dtype = SimpleNamespace(is_floating_point=made["real"], is_complex=made["complex"])
+        x = SimpleNamespace(
+            shape=made["shape"], dtype=dtype, layout=made["layout"], device=SimpleNamespace(type=made["device"])
+        )
+        dy = SimpleNamespace(shape=(*x.shape[:-1], made["m"]), layout=made["layout_of_dy"])
+        if "device_mesh" in made:
+            x.device_mesh = made["device_mesh"]
+        monkeypatch.setattr(standard, "is_torch_array", lambda array: array is x and made["torch"])
+        monkeypatch.setattr(standard, "is_half", lambda kind: kind is dtype and made["half"])
+        assert standard.adds_up_all_rows(dy, x) is expected
+
+
+@pytest.mark.parametrize(
+    ("dtype", "within"),
+    [("float16", "float32"), ("float32", "float32"), ("float64", "float64"), ("complex64", "complex64")],
+)
+def test_standard_db_of_halves_is_summed_in_float32(monkeypatch: pytest.MonkeyPatch, dtype: str, within: str) -> None:
+    came = []
+
+    def record(array: Any, axis: int, wide: Any) -> Any:
+        came.append(np.dtype(wide).name)
+        return own(array, axis, wide)
+
+    own = standard.sum_along
+    monkeypatch.setattr(standard, "sum_along", record)
+    assert standard.backward_b(np.ones((3, 2), dtype)).dtype == dtype
+    assert came == [within]
+
+
+class Chunked(np.ndarray):
+    """As much of an array of Dask as a sum asks for."""
+
+    chunks = ((2, 3), (4,), (1, 1))
+
+    def map_blocks(self, function: Any, axis: int, dtype: Any, *, chunks: Any, meta: Any) -> Any:
+        def slices(sizes: Any) -> list[slice]:
+            ends = np.cumsum(sizes).tolist()
+            return [slice(end - size, end) for size, end in zip(sizes, ends, strict=True)]
+
+        assert meta.dtype == dtype
+        out = np.empty([sum(sizes) for sizes in chunks], dtype)
+        own = itertools.product(*map(slices, self.chunks))
+        for block, place in zip(own, itertools.product(*map(slices, chunks)), strict=True):
+            result = function(np.asarray(self)[block], axis, dtype)
+            assert (result.shape, result.dtype) == (out[place].shape, dtype)
+            out[place] = result
+        return out
+
+    @property
+    def _meta(self) -> Any:
+        return np.empty(0, self.dtype)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_sum_of_a_chunked_array_is_that_of_its_blocks(monkeypatch: pytest.MonkeyPatch, axis: int) -> None:
+    monkeypatch.setattr(standard, "is_dask_array", lambda array: isinstance(array, Chunked))
+    array = np.arange(40, dtype=np.float16).reshape(5, 4, 2)
+    total = standard.sum_along(array.view(Chunked), axis, np.dtype("float32"))
+    assert total.dtype == np.float32
+    assert np.array_equal(total, array.astype("f").sum(axis))
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "compiled"),
+    [("ArrayImpl", "jaxlib._jax", True), ("ArrayImpl", "users", False), ("Tracer", "jax.core", False)],
+)
+def test_arrays_of_jax_alone_have_a_compiler(
+    monkeypatch: pytest.MonkeyPatch, name: str, module: str, compiled: bool
+) -> None:
+    jax = SimpleNamespace(jit=object())
+    monkeypatch.setitem(sys.modules, "jax", jax)
+    assert compiler_for(type(name, (), {"__module__": module})) is (jax.jit if compiled else None)

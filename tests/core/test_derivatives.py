@@ -305,6 +305,19 @@ class TestGaussNewton:
         assert product.dx is product.db is None
         assert (product.dW == 6).all()
 
+    @pytest.mark.parametrize(("of_x", "of_W"), [("float32", "float32"), ("float32", "float64"), ("complex64",) * 2])
+    def test_hessian_product_is_of_an_array_in_the_dtype_of_y(self, of_x: str, of_W: str) -> None:
+        x, W = np.ones((2, 3), of_x), np.ones((3, 4), of_W) * (1j if of_W == "complex64" else 1)
+        came = []
+
+        def record(y_dot: Any) -> Any:
+            came.append(y_dot)
+            return y_dot
+
+        gauss_newton_vector_product((None, W), record, x, W)
+        assert came[0].dtype == np.result_type(x, W)
+        assert (came[0] == x @ W).all()
+
     def test_hessian_product_of_another_shape_is_refused(self) -> None:
         x, W = np.ones((2, 3)), np.ones((3, 4))
         with pytest.raises(ValueError, match="dy must have the shape of y"):
@@ -336,6 +349,29 @@ class TestKroneckerFactors:
         assert np.array_equal(np.kron(A, np.eye(2)) @ v.ravel(), hessian.ravel())
         gradient = affine_backward(dy, x, W).dW.ravel()
         assert np.array_equal(np.kron(A, G), np.outer(gradient, gradient))
+
+    @pytest.mark.parametrize(
+        ("dtype", "within"), [("float16", "float32"), ("float32", "float32"), ("float64", "float64")]
+    )
+    def test_are_computed_in_the_dtype_of_the_operands(
+        self, monkeypatch: pytest.MonkeyPatch, dtype: str, within: str
+    ) -> None:
+        came = []
+
+        def record(dy: Any, x: Any) -> Any:
+            came.extend([dy.dtype.name, x.dtype.name])
+            return own(dy, x)
+
+        own = standard.backward_W
+        monkeypatch.setattr(standard, "backward_W", record)
+        x = np.ones((2, 2), dtype)
+        kronecker_factors(x, x, x)
+        assert came == [within] * 4
+
+    def test_bias_of_another_shape_is_refused(self) -> None:
+        x = np.ones((2, 2))
+        with pytest.raises(ValueError, match="b must have"):
+            kronecker_factors(x, x, x, np.ones(3))
 
     def test_halves_keep_their_range(self) -> None:
         x = np.full((4096, 1), 8, np.float16)  # whose squares sum to four times the largest float16

@@ -9,7 +9,9 @@ import array_api_strict
 import numpy as np
 import pytest
 
-from xaffine import AffineLayer, affine, affine_backward, affine_vjp
+from xaffine import AffineLayer, affine, affine_backward, affine_jvp, affine_vjp
+from xaffine.curvature import affine_double_backward, gauss_newton_vector_product, kronecker_factors
+from xaffine.per_sample import clipped_gradients, per_sample_gradient_norms
 
 MESSAGES = Path(__file__).with_name("messages.txt")
 
@@ -74,6 +76,22 @@ CALLS = {
     "out overlaps an operand": lambda: affine(shared[:, :3], W, b, out=shared[:, 2:6]),
     "out of a gradient": lambda: affine_backward(dy, x, W, b, out=(None, ones(4, 3), None)),
     "backward before forward": lambda: AffineLayer(W).backward(dy),
+    "primals are no tuple": lambda: affine_jvp([x, W], (None, None)),
+    "tangents are too many": lambda: affine_jvp((x, W, b), (None, None, None, None)),
+    "tangent of another shape": lambda: affine_jvp((x, W, b), (None, x, None)),
+    "tangent of no bias": lambda: affine_jvp((x, W), (None, None, b)),
+    "tangent of another kind": lambda: affine_jvp((x, W, b), (None, None, ones(4, dtype="int32"))),
+    "cotangents are no three": lambda: affine_double_backward((None, None), dy, x, W, b),
+    "cotangents are no tuple": lambda: affine_double_backward([None, None, None], dy, x, W, b),
+    "cotangent of dx has another shape": lambda: affine_double_backward((W, None, None), dy, x, W, b),
+    "cotangent of dW has another shape": lambda: affine_double_backward((None, x, None), dy, x, W, b),
+    "cotangent of no bias": lambda: affine_double_backward((None, None, b), dy, x, W),
+    "vector is no tuple": lambda: gauss_newton_vector_product(W, lambda y_dot: y_dot, x, W),
+    "vector has another shape": lambda: gauss_newton_vector_product((W, x, x), lambda y_dot: y_dot, x, W, b),
+    "factors of integers": lambda: kronecker_factors(*[ones(2, 2, dtype="int32")] * 3),
+    "factors of an empty batch": lambda: kronecker_factors(ones(0, 4), ones(0, 3), W),
+    "norms of integers": lambda: per_sample_gradient_norms(*[ones(2, 2, dtype="int32")] * 3),
+    "norm is not above zero": lambda: clipped_gradients(dy, x, W, b, max_norm=0),
 }
 
 

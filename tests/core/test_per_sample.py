@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from xaffine import affine_backward, per_sample
 from xaffine.backends import Backend
 from xaffine.per_sample import clipped_gradients, per_sample_gradient_norms, per_sample_gradients
+from xaffine.shapes import check
 from xaffine.testing import bounds, make_case
 from xaffine.testing.cases import Case
 from xaffine.testing.strategies import cases
@@ -419,3 +420,110 @@ def test_gradient_that_is_not_finite_makes_all_sums_nan(
         _, dW, db = clipped_gradients(dy, x, W, b, max_norm=1.0, n_batch_axes=2)
         assert np.isnan(backend.to_numpy(dW)).all()
         assert np.isnan(backend.to_numpy(db)).all()
+
+
+def test_bias_of_another_shape_is_refused() -> None:
+    x = np.ones((2, 2))
+    for call in (per_sample_gradients, per_sample_gradient_norms, lambda *a: clipped_gradients(*a, max_norm=1.0)):
+        with pytest.raises(ValueError, match="b must have"):
+            call(x, x, x, np.ones(3))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "real"),
+    [("float16", "float32"), ("float32", "float32"), ("float64", "float64"), ("complex64", "float32")],
+)
+def test_norms_have_the_real_dtype_of_the_operands(dtype: str, real: str) -> None:
+    x = np.ones((2, 2), dtype)
+    assert per_sample_gradient_norms(x, x, x).dtype == real
+
+
+def test_two_blocks_agree_with_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = np.arange(18.0).reshape(9, 2)
+    whole = per_sample_gradient_norms(x, x, np.ones((2, 2)))
+    monkeypatch.setattr(per_sample, "_ELEMENTS", 20)
+    assert per_sample_gradient_norms(x, x, np.ones((2, 2))).tolist() == whole.tolist()
+
+
+@pytest.mark.parametrize(
+    ("T", "n", "m", "elements", "rows"),
+    [(1, 3, 2, 10, 2), (2, 10, 10, 200, 2), (8, 3, 2, 80, 2), (1, 3, 2, 1, 1), (1, 0, 0, 3, 3), (2, 0, 5, 20, 2)],
+)
+def test_block_holds_so_many_elements(
+    monkeypatch: pytest.MonkeyPatch, T: int, n: int, m: int, elements: int, rows: int
+) -> None:
+    """Of x and dy, or of the gradients of the samples where these are computed and larger."""
+    monkeypatch.setattr(per_sample, "_ELEMENTS", elements)
+    operands = check(np.ones((7, T, n)), np.ones((n, m)), None, 2)
+    blocks = list(per_sample._blocks(np, operands, np.ones((7, T, m))))
+    lengths = [min(rows, 7 - start) for start in range(0, 7, rows)]
+    assert [len(x) for x, _ in blocks] == [len(dy) for _, dy in blocks] == lengths
+
+
+@pytest.mark.parametrize("other", [None, 0, 1, 2, 3])
+@pytest.mark.parametrize("bias", [True, False])
+def test_functions_are_compiled_for_operands_of_one_type(
+    monkeypatch: pytest.MonkeyPatch, other: int | None, bias: bool
+) -> None:
+    """With a compiler that records: ``jax.jit`` is asked so."""
+
+    class OfUsers(np.ndarray):
+        pass
+
+    asked, compiled = [], []
+
+    def compiler(function: Any, *, static_argnames: str) -> Any:
+        compiled.append((function, static_argnames))
+        return function
+
+    def compiler_for(kind: type) -> Any:
+        asked.append(kind)
+        return compiler
+
+    monkeypatch.setattr(per_sample, "compiler_for", compiler_for)
+    operands = [np.ones((2, 2)), np.ones((2, 2)), np.ones((2, 2)), np.ones(2)][: 4 if bias else 3]
+    if other is not None and other < len(operands):
+        operands[other] = operands[other].view(OfUsers)
+    assert per_sample_gradient_norms(*operands).shape == (2,)
+    assert clipped_gradients(*operands, max_norm=1.0).dW.shape == (2, 2)
+    if len({type(operand) for operand in operands}) > 1:
+        assert asked == compiled == []
+    else:
+        assert asked == [np.ndarray] * 2
+        assert compiled == [(each, "n_batch_axes") for each in (per_sample._norms_of, per_sample._clipped_sums)]
+
+
+@pytest.mark.parametrize("T", [1, 2])
+def test_each_sample_is_scaled_by_itself(T: int) -> None:
+    """One sample at each end of the range; the sum of the large one, times anything, leaves it."""
+    sizes = np.asarray([1e308, 1e-300, 1.0, 1e160])[:, None, None]
+    x, dy = np.tile(sizes, (1, T, 3)), np.tile(1 / sizes, (1, T, 1))
+    for operands in ((dy, x, np.zeros((3, 1))), (x, dy, np.zeros((1, 3)))):
+        norms = per_sample_gradient_norms(*operands, n_batch_axes=2)
+        limit = 32 * T * float(bounds.unit_roundoff("float64"))
+        assert (abs(norms - T * math.sqrt(3)) <= limit * T * math.sqrt(3)).all()
+
+
+HIGH = float(np.finfo("float64").max) ** 0.125
+
+
+@pytest.mark.parametrize("dtype", ["float64", "complex128"])
+@pytest.mark.parametrize(
+    ("sample", "divisor"),
+    [
+        ([3.0, -4.0], 1.0), ([0.0, 0.0], 1.0), ([HIGH, 0.0], 1.0), ([2.0**127, 2.0**126], 1.0),
+        ([2.0**128, -(2.0**128)], 2.0**113), ([2.0**140, 0.0], 2.0**124), ([1e308, 1e308], None),
+        ([math.inf, 0.0], 1.0), ([-math.inf, 2.0**-200], 1.0), ([1 / HIGH, 0.0], 1.0), ([1.5 / HIGH, 0.0], 1.0),
+        ([2.0**-100, 0.0], 1.0), ([2.0**-130, 0.0], 2.0**-130), ([-(2.0**-130), 2.0**-130], 2.0**-129),
+        ([2.0**-130, 1.0], 1.0), ([2.0**-130, -(2.0**140)], 2.0**124), ([5e-324, 0.0], 5e-324),
+    ],
+)  # fmt: skip
+def test_divisor_of_a_sample_is_one_unless_it_is_near_an_end_of_the_range(
+    sample: list[float], divisor: float | None, dtype: str
+) -> None:
+    one = np.ones((1, 2, 1), dtype)
+    samples = np.concat([np.reshape(np.asarray(sample, dtype), one.shape), one, one * 2.0**150])
+    divided = per_sample._divisors(np, samples).ravel().tolist()
+    divisor = 2 * (1e308 * 2.0**-16) if divisor is None else divisor
+    assert divided == [divisor, 1.0, 2.0**135]
+    assert per_sample._divisors(np, samples, tiny=False).ravel().tolist() == [max(divisor, 1.0), 1.0, 2.0**135]
