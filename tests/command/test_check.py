@@ -468,7 +468,7 @@ def test_wrong_is_said_before_not_finished(capfd: Any, monkeypatch: pytest.Monke
 
 
 def test_processes_of_the_implementation_end_with_it(capfd: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(check, "_GRACE", 2.0)
+    monkeypatch.setattr(check, "_GRACE", 6.0)  # which the start of the process must not take
     assert checked(capfd, "layers:LeavesAProcess", "--time-limit", "0.1")[0] == 3
     assert gone(int((folder / "pid").read_text()))
 

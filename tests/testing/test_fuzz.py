@@ -87,7 +87,7 @@ def test_a_failure_is_made_small_also_when_the_time_is_over_and_its_line_is_an_e
     class WrongForThreeRows(Functions):
         def forward(self, x: Any) -> Any:
             y = super().forward(x)
-            if x.shape[:1] != (3,):
+            if x.shape[:1] != (3,) or not y.size:
                 return y
             clock.seconds = itertools.count(10**6)
             return y + y.dtype.type(1)
