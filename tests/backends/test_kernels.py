@@ -253,10 +253,22 @@ class TestProductsOfLongOperands:
     @pytest.mark.parametrize("stack", [(), (2,), (2, 3)])
     @pytest.mark.parametrize(("n", "m"), [(2, 3), (3, 2), (2, 2)])
     @pytest.mark.parametrize("N", [3, 4, 9, 300])  # of blocks that are added up in more than one round
-    def test_in_blocks(self, monkeypatch: pytest.MonkeyPatch, N: int, n: int, m: int, stack: Any) -> None:
+    @pytest.mark.parametrize("in_blocks", [True, False])
+    def test_in_blocks(
+        self, monkeypatch: pytest.MonkeyPatch, N: int, n: int, m: int, stack: Any, in_blocks: bool
+    ) -> None:
+        parts = []
+
+        def record(array: Any, axis: int, dtype: Any) -> Any:
+            parts.append(array.shape)
+            return own(array, axis, dtype)
+
+        own = standard.sum_along
         monkeypatch.setattr(standard, "_ROWS", 4)
-        monkeypatch.setattr(standard, "adds_up_all_rows", lambda *_: True)
+        monkeypatch.setattr(standard, "adds_up_all_rows", lambda dy, x: dy.shape[:-1] == x.shape[:-1] and in_blocks)
+        monkeypatch.setattr(standard, "sum_along", record)
         self.product(N, n, m, *stack)
+        assert parts == [(*stack, N // 4, *sorted((n, m)))][:in_blocks]  # the wide operand second
 
     @pytest.mark.parametrize("stack", [(), (2,)])
     @pytest.mark.parametrize(
@@ -274,7 +286,7 @@ class TestProductsOfLongOperands:
         own = standard._widened
         monkeypatch.setattr(standard, "_widened", record)
         monkeypatch.setattr(standard, "_LONG", 8)
-        monkeypatch.setattr(standard, "is_jax_array", lambda _: True)
+        monkeypatch.setattr(standard, "is_jax_array", lambda array: isinstance(array, np.ndarray))
         self.product(N, n, m, *stack)
         assert widths == [max(4, n), max(4, m)][:widened]
 
@@ -382,3 +394,38 @@ def test_arrays_of_jax_alone_have_a_compiler(
     jax = SimpleNamespace(jit=object())
     monkeypatch.setitem(sys.modules, "jax", jax)
     assert compiler_for(type(name, (), {"__module__": module})) is (jax.jit if compiled else None)
+
+
+class TestBlocksOfNumPy:
+    """Which operands the kernel of NumPy cuts, and where."""
+
+    @pytest.mark.parametrize(("n", "m", "rows"), [(256, 256, 2048), (256, 257, 1024), (1, 1, 2048), (512, 0, 2048)])
+    def test_rows_of_a_block(self, n: int, m: int, rows: int) -> None:
+        assert numpy._rows_of_block(np.empty((n, m), "f")) == rows
+
+    def test_blocks_cover_all_rows(self) -> None:
+        assert list(numpy._blocks(10, 4)) == [slice(0, 4), slice(4, 8), slice(8, 12)]
+        assert list(numpy._blocks(8, 4)) == [slice(0, 4), slice(4, 8)]
+
+    @pytest.mark.parametrize(
+        ("N", "n", "m", "dtype", "cut"),
+        [
+            (4097, 2, 3, "float32", True), (4096, 2, 3, "float32", False), (4097, 64, 128, "float32", True),
+            (4097, 64, 129, "float32", False), (4097, 2, 3, "int32", False), (4097, 2, 3, "complex128", True),
+        ],
+    )  # fmt: skip
+    def test_tall_operands_with_a_small_W_are_cut(
+        self, monkeypatch: pytest.MonkeyPatch, N: int, n: int, m: int, dtype: str, cut: bool
+    ) -> None:
+        cuts = []
+
+        def record(N: int, rows: int) -> Any:
+            cuts.append((N, rows))
+            return own(N, rows)
+
+        own = numpy._blocks
+        monkeypatch.setattr(numpy, "_blocks", record)
+        x, W, dy = (np.ones(shape, dtype) for shape in ((N, n), (n, m), (N, m)))
+        assert (numpy.forward(x, W, None) == n).all()
+        numpy.backward(dy, x, W, ("x", "W", "b"))
+        assert cuts == [(N, 2048), (N, 2048), (N, 4096)][: 3 * cut]

@@ -527,3 +527,34 @@ def test_divisor_of_a_sample_is_one_unless_it_is_near_an_end_of_the_range(
     divisor = 2 * (1e308 * 2.0**-16) if divisor is None else divisor
     assert divided == [divisor, 1.0, 2.0**135]
     assert per_sample._divisors(np, samples, tiny=False).ravel().tolist() == [max(divisor, 1.0), 1.0, 2.0**135]
+
+
+@pytest.mark.parametrize(
+    ("exponent", "divisor"), [(1000, 1.0), (-900, 2.0**-890), (-1000, 2.0**-1030), (1000, 2.0**900)]
+)
+def test_complex_samples_are_divided_exactly(exponent: int, divisor: float) -> None:
+    sample = np.asarray([[[(2**53 - 1) * (1 + 1j), 3 - 5j, 0]]]) * 2.0 ** (exponent - 50)
+    divided = per_sample._quotient(np, sample, np.asarray([[[divisor]]]))
+    assert divided.tolist() == [[[complex(a.real / divisor, a.imag / divisor) for a in sample.ravel().tolist()]]]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "complex64", "complex128"])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("T", "n", "m"), [(2, 3, 4), (2, 4, 3), (2, 4, 4), (2, 3, 20), (4, 12, 12), (6, 2, 5)])
+def test_bound_of_a_norm_is_the_stated_one(T: int, n: int, m: int, bias: bool, dtype: str) -> None:
+    """Of a sample whose terms cancel, by Gram matrices where these take fewer operations, or by its gradients."""
+    x, dy = np.ones((1, T, n), dtype), np.ones((1, T, m), dtype)
+    dy[:, ::2] = -1
+    measured = per_sample._measure(np, x, dy, bias=bias)
+    u, own, c = 2.0**-53, float(bounds.unit_roundoff(dtype)), 4 if "complex" in dtype else 1
+    M = math.sqrt((T * n + bias * T) * T * m)
+    slack = 2 * c * (n + m + 2 * T) * u if T * (n + m) < n * m else 0
+    expected = (math.sqrt(slack) + 2 * c * (T + 2) * u + 4 * own) * M
+    assert measured.norm.tolist() == [[[0.0]]]
+    assert abs(float(measured.bound[0, 0, 0]) - expected) <= float(bounds.gamma(20, Fraction(u))) * expected
+
+
+@pytest.mark.parametrize("size", [1.0, 2.0**140, 2.0**400])
+def test_norm_is_that_of_db_where_dW_cancels(size: float) -> None:
+    x, dy = size * np.asarray([[[2.0], [1.0]]]), np.asarray([[[1.0], [-2.0]]])
+    assert per_sample_gradient_norms(dy, x, np.zeros((1, 1)), np.zeros(1), n_batch_axes=2).tolist() == [1.0]
