@@ -7,6 +7,7 @@ import tracemalloc
 from fractions import Fraction
 from typing import Any
 
+import array_api_compat
 import numpy as np
 import pytest
 from hypothesis import given
@@ -558,3 +559,30 @@ def test_bound_of_a_norm_is_the_stated_one(T: int, n: int, m: int, bias: bool, d
 def test_norm_is_that_of_db_where_dW_cancels(size: float) -> None:
     x, dy = size * np.asarray([[[2.0], [1.0]]]), np.asarray([[[1.0], [-2.0]]])
     assert per_sample_gradient_norms(dy, x, np.zeros((1, 1)), np.zeros(1), n_batch_axes=2).tolist() == [1.0]
+
+
+@pytest.mark.parametrize("elements", [1, 100])
+@pytest.mark.parametrize(
+    ("of_x", "of_dy", "within"),
+    [("float16", "float16", "float32"), ("float32", "float64", "float64"), ("float64", "float32", "float64")],
+)
+def test_blocks_are_in_the_dtype_to_compute_in(
+    monkeypatch: pytest.MonkeyPatch, elements: int, of_x: str, of_dy: str, within: str
+) -> None:
+    monkeypatch.setattr(per_sample, "_ELEMENTS", elements)
+    operands = check(np.ones((2, 3), of_x), np.ones((3, 4), of_x), None, None)
+    blocks = list(per_sample._blocks(np, operands, np.ones((2, 4), of_dy)))
+    assert len(blocks) == (2 if elements == 1 else 1)
+    assert {array.dtype.name for block in blocks for array in block} == {within}
+
+
+def test_block_of_a_lazy_library_is_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(per_sample, "_ELEMENTS", 1)
+    monkeypatch.setattr(array_api_compat, "is_lazy_array", lambda array: isinstance(array, np.ndarray))
+    operands = check(np.ones((2, 3)), np.ones((3, 4)), None, None)
+    assert [len(x) for x, _ in per_sample._blocks(np, operands, np.ones((2, 4)))] == [2]
+
+
+def test_norm_of_small_numbers_by_gram_matrices_is_not_zero() -> None:
+    x, dy = np.full((1, 2, 8), 2.0**-20), np.full((1, 2, 8), 2.0**-20)
+    assert per_sample_gradient_norms(dy, x, np.zeros((8, 8)), n_batch_axes=2).tolist() == [2.0**-36]
