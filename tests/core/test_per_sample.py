@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import tracemalloc
 from fractions import Fraction
+from types import SimpleNamespace
 from typing import Any
 
 import array_api_compat
@@ -586,3 +587,11 @@ def test_block_of_a_lazy_library_is_the_whole(monkeypatch: pytest.MonkeyPatch) -
 def test_norm_of_small_numbers_by_gram_matrices_is_not_zero() -> None:
     x, dy = np.full((1, 2, 8), 2.0**-20), np.full((1, 2, 8), 2.0**-20)
     assert per_sample_gradient_norms(dy, x, np.zeros((8, 8)), n_batch_axes=2).tolist() == [2.0**-36]
+
+
+@pytest.mark.parametrize("unit", [1, 1j])
+def test_squares_are_found_without_vecdot_for_dask(monkeypatch: pytest.MonkeyPatch, unit: complex) -> None:
+    monkeypatch.setattr(array_api_compat, "is_dask_array", lambda array: isinstance(array, np.ndarray))
+    samples = np.arange(12.0).reshape(2, 3, 2) * unit
+    xp: Any = SimpleNamespace(sum=np.sum, abs=np.abs)
+    assert per_sample._squares(xp, samples).tolist() == [[[55.0]], [[451.0]]]
