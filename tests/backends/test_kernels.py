@@ -375,13 +375,35 @@ class Chunked(np.ndarray):
         return np.empty(0, self.dtype)
 
 
+@pytest.mark.parametrize(("dtype", "within"), [("float16", "float32"), ("int8", "int8")])
 @pytest.mark.parametrize("axis", [0, 1, 2])
-def test_sum_of_a_chunked_array_is_that_of_its_blocks(monkeypatch: pytest.MonkeyPatch, axis: int) -> None:
+def test_sum_of_a_chunked_array_is_that_of_its_blocks(
+    monkeypatch: pytest.MonkeyPatch, axis: int, dtype: str, within: str
+) -> None:
+    blocks = []
+
+    def record(block: Any, axis: int, dtype: Any) -> Any:
+        blocks.append(block.shape)
+        return own(block, axis, dtype)
+
+    own = standard._sum_of_block
+    monkeypatch.setattr(standard, "_sum_of_block", record)
     monkeypatch.setattr(standard, "is_dask_array", lambda array: isinstance(array, Chunked))
-    array = np.arange(40, dtype=np.float16).reshape(5, 4, 2)
-    total = standard.sum_along(array.view(Chunked), axis, np.dtype("float32"))
-    assert total.dtype == np.float32
-    assert np.array_equal(total, array.astype("f").sum(axis))
+    array = np.arange(40, dtype=dtype).reshape(5, 4, 2)
+    total = standard.sum_along(array.view(Chunked), axis, np.dtype(within))
+    assert blocks == [(2, 4, 1)] * 2 + [(3, 4, 1)] * 2
+    assert total.dtype == within
+    assert np.array_equal(total, array.astype(within).sum(axis, dtype=within))
+
+
+@pytest.mark.parametrize("kind", ["is_jax_array", "is_pydata_sparse_array", "device_mesh"])
+def test_sum_that_needs_no_stretches_is_one_sum(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    array = np.ones((1000, 2), np.int8).view(type("OfUsers", (np.ndarray,), {kind: None}))
+    if kind != "device_mesh":
+        monkeypatch.setattr(standard, kind, lambda other: other is array)
+    monkeypatch.setattr(standard, "namespace_of", lambda _: SimpleNamespace(sum=np.sum))
+    total = standard.sum_along(array, 0, np.dtype("int8"))
+    assert (total.dtype, total.tolist()) == (np.int8, [1000 - 1024] * 2)
 
 
 @pytest.mark.parametrize(
