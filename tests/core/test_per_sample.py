@@ -595,3 +595,17 @@ def test_squares_are_found_without_vecdot_for_dask(monkeypatch: pytest.MonkeyPat
     samples = np.arange(12.0).reshape(2, 3, 2) * unit
     xp: Any = SimpleNamespace(sum=np.sum, abs=np.abs)
     assert per_sample._squares(xp, samples).tolist() == [[[55.0]], [[451.0]]]
+
+
+@pytest.mark.parametrize("n_batch_axes", [1, 2])
+def test_kernel_may_chunk_samples_alike(monkeypatch: pytest.MonkeyPatch, n_batch_axes: int) -> None:
+    """As that of Dask does."""
+
+    def kernel_of(*arrays: Any) -> Any:
+        assert [type(array) for array in arrays] == [np.ndarray] * 2
+        return SimpleNamespace(chunked_as=lambda x, dy: (x, 3 * dy))
+
+    monkeypatch.setattr(per_sample, "kernel_of", kernel_of)
+    operands = check(np.ones((2, 3, 4)[2 - n_batch_axes :]), np.ones((4, 5)), None, n_batch_axes)
+    dy = np.ones((2, 3, 5)[2 - n_batch_axes :])
+    assert (per_sample._as_samples(np, operands, dy)[1] == 3).all()
