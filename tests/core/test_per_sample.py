@@ -609,3 +609,8 @@ def test_kernel_may_chunk_samples_alike(monkeypatch: pytest.MonkeyPatch, n_batch
     operands = check(np.ones((2, 3, 4)[2 - n_batch_axes :]), np.ones((4, 5)), None, n_batch_axes)
     dy = np.ones((2, 3, 5)[2 - n_batch_axes :])
     assert (per_sample._as_samples(np, operands, dy)[1] == 3).all()
+
+
+def test_products_of_no_samples_have_their_dtype() -> None:
+    products = per_sample._products(np, np.zeros((0, 2, 3), "f"), np.zeros((0, 2, 4), "f"))
+    assert (products.shape, products.dtype) == ((0, 3, 4), np.float32)
