@@ -255,10 +255,22 @@ class TestProductsOfLongOperands:
     @pytest.mark.parametrize("stack", [(), (2,), (2, 3)])
     @pytest.mark.parametrize(("n", "m"), [(2, 3), (3, 2), (2, 2)])
     @pytest.mark.parametrize("N", [3, 4, 9, 300])  # of blocks that are added up in more than one round
-    def test_in_blocks(self, monkeypatch: pytest.MonkeyPatch, N: int, n: int, m: int, stack: Any) -> None:
+    @pytest.mark.parametrize("in_blocks", [True, False])
+    def test_in_blocks(
+        self, monkeypatch: pytest.MonkeyPatch, N: int, n: int, m: int, stack: Any, in_blocks: bool
+    ) -> None:
+        parts = []
+
+        def record(array: Any, axis: int, dtype: Any) -> Any:
+            parts.append(array.shape)
+            return own(array, axis, dtype)
+
+        own = standard.sum_along
         monkeypatch.setattr(standard, "_ROWS", 4)
-        monkeypatch.setattr(standard, "adds_up_all_rows", lambda *_: True)
+        monkeypatch.setattr(standard, "adds_up_all_rows", lambda dy, x: dy.shape[:-1] == x.shape[:-1] and in_blocks)
+        monkeypatch.setattr(standard, "sum_along", record)
         self.product(N, n, m, *stack)
+        assert parts == [(*stack, N // 4, *sorted((n, m)))][:in_blocks]  # the wide operand second
 
     @pytest.mark.parametrize("stack", [(), (2,)])
     @pytest.mark.parametrize(
@@ -276,7 +288,7 @@ class TestProductsOfLongOperands:
         own = standard._widened
         monkeypatch.setattr(standard, "_widened", record)
         monkeypatch.setattr(standard, "_LONG", 8)
-        monkeypatch.setattr(standard, "is_jax_array", lambda _: True)
+        monkeypatch.setattr(standard, "is_jax_array", lambda array: isinstance(array, np.ndarray))
         self.product(N, n, m, *stack)
         assert widths == [max(4, n), max(4, m)][:widened]
 
@@ -365,13 +377,35 @@ class Chunked(np.ndarray):
         return np.empty(0, self.dtype)
 
 
+@pytest.mark.parametrize(("dtype", "within"), [("float16", "float32"), ("int8", "int8")])
 @pytest.mark.parametrize("axis", [0, 1, 2])
-def test_sum_of_a_chunked_array_is_that_of_its_blocks(monkeypatch: pytest.MonkeyPatch, axis: int) -> None:
+def test_sum_of_a_chunked_array_is_that_of_its_blocks(
+    monkeypatch: pytest.MonkeyPatch, axis: int, dtype: str, within: str
+) -> None:
+    blocks = []
+
+    def record(block: Any, axis: int, dtype: Any) -> Any:
+        blocks.append(block.shape)
+        return own(block, axis, dtype)
+
+    own = standard._sum_of_block
+    monkeypatch.setattr(standard, "_sum_of_block", record)
     monkeypatch.setattr(standard, "is_dask_array", lambda array: isinstance(array, Chunked))
-    array = np.arange(40, dtype=np.float16).reshape(5, 4, 2)
-    total = standard.sum_along(array.view(Chunked), axis, np.dtype("float32"))
-    assert total.dtype == np.float32
-    assert np.array_equal(total, array.astype("f").sum(axis))
+    array = np.arange(40, dtype=dtype).reshape(5, 4, 2)
+    total = standard.sum_along(array.view(Chunked), axis, np.dtype(within))
+    assert blocks == [(2, 4, 1)] * 2 + [(3, 4, 1)] * 2
+    assert total.dtype == within
+    assert np.array_equal(total, array.astype(within).sum(axis, dtype=within))
+
+
+@pytest.mark.parametrize("kind", ["is_jax_array", "is_pydata_sparse_array", "device_mesh"])
+def test_sum_that_needs_no_stretches_is_one_sum(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    array = np.ones((1000, 2), np.int8).view(type("OfUsers", (np.ndarray,), {kind: None}))
+    if kind != "device_mesh":
+        monkeypatch.setattr(standard, kind, lambda other: other is array)
+    monkeypatch.setattr(standard, "namespace_of", lambda _: SimpleNamespace(sum=np.sum))
+    total = standard.sum_along(array, 0, np.dtype("int8"))
+    assert (total.dtype, total.tolist()) == (np.int8, [1000 - 1024] * 2)
 
 
 @pytest.mark.parametrize(
@@ -384,3 +418,38 @@ def test_arrays_of_jax_alone_have_a_compiler(
     jax = SimpleNamespace(jit=object())
     monkeypatch.setitem(sys.modules, "jax", jax)
     assert compiler_for(type(name, (), {"__module__": module})) is (jax.jit if compiled else None)
+
+
+class TestBlocksOfNumPy:
+    """Which operands the kernel of NumPy cuts, and where."""
+
+    @pytest.mark.parametrize(("n", "m", "rows"), [(256, 256, 2048), (256, 257, 1024), (1, 1, 2048), (512, 0, 2048)])
+    def test_rows_of_a_block(self, n: int, m: int, rows: int) -> None:
+        assert numpy._rows_of_block(np.empty((n, m), "f")) == rows
+
+    def test_blocks_cover_all_rows(self) -> None:
+        assert list(numpy._blocks(10, 4)) == [slice(0, 4), slice(4, 8), slice(8, 12)]
+        assert list(numpy._blocks(8, 4)) == [slice(0, 4), slice(4, 8)]
+
+    @pytest.mark.parametrize(
+        ("N", "n", "m", "dtype", "cut"),
+        [
+            (4097, 2, 3, "float32", True), (4096, 2, 3, "float32", False), (4097, 64, 128, "float32", True),
+            (4097, 64, 129, "float32", False), (4097, 2, 3, "int32", False), (4097, 2, 3, "complex128", True),
+        ],
+    )  # fmt: skip
+    def test_tall_operands_with_a_small_W_are_cut(
+        self, monkeypatch: pytest.MonkeyPatch, N: int, n: int, m: int, dtype: str, cut: bool
+    ) -> None:
+        cuts = []
+
+        def record(N: int, rows: int) -> Any:
+            cuts.append((N, rows))
+            return own(N, rows)
+
+        own = numpy._blocks
+        monkeypatch.setattr(numpy, "_blocks", record)
+        x, W, dy = (np.ones(shape, dtype) for shape in ((N, n), (n, m), (N, m)))
+        assert (numpy.forward(x, W, None) == n).all()
+        numpy.backward(dy, x, W, ("x", "W", "b"))
+        assert cuts == [(N, 2048), (N, 2048), (N, 4096)][: 3 * cut]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import tracemalloc
 from fractions import Fraction
+from types import SimpleNamespace
 from typing import Any
 
+import array_api_compat
 import numpy as np
 import pytest
 from hypothesis import given
@@ -527,3 +529,88 @@ def test_divisor_of_a_sample_is_one_unless_it_is_near_an_end_of_the_range(
     divisor = 2 * (1e308 * 2.0**-16) if divisor is None else divisor
     assert divided == [divisor, 1.0, 2.0**135]
     assert per_sample._divisors(np, samples, tiny=False).ravel().tolist() == [max(divisor, 1.0), 1.0, 2.0**135]
+
+
+@pytest.mark.parametrize(
+    ("exponent", "divisor"), [(1000, 1.0), (-900, 2.0**-890), (-1000, 2.0**-1030), (1000, 2.0**900)]
+)
+def test_complex_samples_are_divided_exactly(exponent: int, divisor: float) -> None:
+    sample = np.asarray([[[(2**53 - 1) * (1 + 1j), 3 - 5j, 0]]]) * 2.0 ** (exponent - 50)
+    divided = per_sample._quotient(np, sample, np.asarray([[[divisor]]]))
+    assert divided.tolist() == [[[complex(a.real / divisor, a.imag / divisor) for a in sample.ravel().tolist()]]]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "complex64", "complex128"])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("T", "n", "m"), [(2, 3, 4), (2, 4, 3), (2, 4, 4), (2, 3, 20), (4, 12, 12), (6, 2, 5)])
+def test_bound_of_a_norm_is_the_stated_one(T: int, n: int, m: int, bias: bool, dtype: str) -> None:
+    """Of a sample whose terms cancel, by Gram matrices where these take fewer operations, or by its gradients."""
+    x, dy = np.ones((1, T, n), dtype), np.ones((1, T, m), dtype)
+    dy[:, ::2] = -1
+    measured = per_sample._measure(np, x, dy, bias=bias)
+    u, own, c = 2.0**-53, float(bounds.unit_roundoff(dtype)), 4 if "complex" in dtype else 1
+    M = math.sqrt((T * n + bias * T) * T * m)
+    slack = 2 * c * (n + m + 2 * T) * u if T * (n + m) < n * m else 0
+    expected = (math.sqrt(slack) + 2 * c * (T + 2) * u + 4 * own) * M
+    assert measured.norm.tolist() == [[[0.0]]]
+    assert abs(float(measured.bound[0, 0, 0]) - expected) <= float(bounds.gamma(20, Fraction(u))) * expected
+
+
+@pytest.mark.parametrize("size", [1.0, 2.0**140, 2.0**400])
+def test_norm_is_that_of_db_where_dW_cancels(size: float) -> None:
+    x, dy = size * np.asarray([[[2.0], [1.0]]]), np.asarray([[[1.0], [-2.0]]])
+    assert per_sample_gradient_norms(dy, x, np.zeros((1, 1)), np.zeros(1), n_batch_axes=2).tolist() == [1.0]
+
+
+@pytest.mark.parametrize("elements", [1, 100])
+@pytest.mark.parametrize(
+    ("of_x", "of_dy", "within"),
+    [("float16", "float16", "float32"), ("float32", "float64", "float64"), ("float64", "float32", "float64")],
+)
+def test_blocks_are_in_the_dtype_to_compute_in(
+    monkeypatch: pytest.MonkeyPatch, elements: int, of_x: str, of_dy: str, within: str
+) -> None:
+    monkeypatch.setattr(per_sample, "_ELEMENTS", elements)
+    operands = check(np.ones((2, 3), of_x), np.ones((3, 4), of_x), None, None)
+    blocks = list(per_sample._blocks(np, operands, np.ones((2, 4), of_dy)))
+    assert len(blocks) == (2 if elements == 1 else 1)
+    assert {array.dtype.name for block in blocks for array in block} == {within}
+
+
+def test_block_of_a_lazy_library_is_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(per_sample, "_ELEMENTS", 1)
+    monkeypatch.setattr(array_api_compat, "is_lazy_array", lambda array: isinstance(array, np.ndarray))
+    operands = check(np.ones((2, 3)), np.ones((3, 4)), None, None)
+    assert [len(x) for x, _ in per_sample._blocks(np, operands, np.ones((2, 4)))] == [2]
+
+
+def test_norm_of_small_numbers_by_gram_matrices_is_not_zero() -> None:
+    x, dy = np.full((1, 2, 8), 2.0**-20), np.full((1, 2, 8), 2.0**-20)
+    assert per_sample_gradient_norms(dy, x, np.zeros((8, 8)), n_batch_axes=2).tolist() == [2.0**-36]
+
+
+@pytest.mark.parametrize("unit", [1, 1j])
+def test_squares_are_found_without_vecdot_for_dask(monkeypatch: pytest.MonkeyPatch, unit: complex) -> None:
+    monkeypatch.setattr(array_api_compat, "is_dask_array", lambda array: isinstance(array, np.ndarray))
+    samples = np.arange(12.0).reshape(2, 3, 2) * unit
+    xp: Any = SimpleNamespace(sum=np.sum, abs=np.abs)
+    assert per_sample._squares(xp, samples).tolist() == [[[55.0]], [[451.0]]]
+
+
+@pytest.mark.parametrize("n_batch_axes", [1, 2])
+def test_kernel_may_chunk_samples_alike(monkeypatch: pytest.MonkeyPatch, n_batch_axes: int) -> None:
+    """As that of Dask does."""
+
+    def kernel_of(*arrays: Any) -> Any:
+        assert [type(array) for array in arrays] == [np.ndarray] * 2
+        return SimpleNamespace(chunked_as=lambda x, dy: 3 * dy if x.shape[-1] == 4 else None)
+
+    monkeypatch.setattr(per_sample, "kernel_of", kernel_of)
+    operands = check(np.ones((2, 3, 4)[2 - n_batch_axes :]), np.ones((4, 5)), None, n_batch_axes)
+    dy = np.ones((2, 3, 5)[2 - n_batch_axes :])
+    assert (per_sample._as_samples(np, operands, dy)[1] == 3).all()
+
+
+def test_products_of_no_samples_have_their_dtype() -> None:
+    products = per_sample._products(np, np.zeros((0, 2, 3), "f"), np.zeros((0, 2, 4), "f"))
+    assert (products.shape, products.dtype) == ((0, 3, 4), np.float32)
