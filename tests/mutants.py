@@ -32,7 +32,7 @@ TESTS = {
     "functional": EVERYTHING,
     "shapes": EVERYTHING,
     "layer": EVERYTHING,
-    "curvature": ["core/test_derivatives.py", "core/test_meshes.py", "core/test_errors.py"],
+    "curvature": ["core/test_curvature.py", "core/test_meshes.py", "core/test_errors.py"],
     "per_sample": ["core/test_per_sample.py", "core/test_meshes.py", "core/test_errors.py"],
     "kernels/__init__": KERNELS,
     "kernels/standard": KERNELS,

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.helpers import layer_of_ones, operands_on
+from tests.helpers import case_on, layer_of_ones
 from xaffine import AffineLayer, backends
 from xaffine.backends import Backend
 from xaffine.testing import make_case
@@ -49,7 +49,7 @@ class TestCopies:
     """A copy or a pickle is the layer without its pending backward."""
 
     def test_backward_needs_a_forward_again(self, backend: Backend, device: Any, how: str) -> None:
-        dy, x, W, b = operands_on(backend, device, make_case((3, 2), 4, seed=0))
+        dy, x, W, b = case_on(backend, device, make_case((3, 2), 4, seed=0))
         layer = AffineLayer(W, b, n_batch_axes=-1)
         new = COPIES[how](layer)
         assert new.dW is new.db is None
