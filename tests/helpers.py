@@ -12,12 +12,17 @@ from xaffine.testing import make_case
 from xaffine.testing.cases import Case, Operand
 
 
+def floating_dtypes(backend: Backend, device: Any) -> list[str]:
+    """Return the names of the real and complex floating dtypes that the backend has on a device."""
+    return [dtype for dtype in backend.dtypes(device) if "int" not in dtype]
+
+
 def arrays_on(backend: Backend, device: Any, *operands: Operand | None) -> list[Any]:
     """Return operands as arrays of the backend, and None where an operand is None."""
     return [None if operand is None else operand.on(backend, device) for operand in operands]
 
 
-def case_on(backend: Backend, device: Any, case: Case) -> list[Any]:
+def case_on(case: Case, backend: Backend, device: Any = None) -> list[Any]:
     """Return dy, x, W and b of a case as arrays of the backend; b is None if the case has no bias."""
     return arrays_on(backend, device, case.dy, case.x, case.W, case.b)
 

@@ -19,7 +19,7 @@ from xaffine.testing.strategies import cases
 def test_parts_give_the_gradients_of_the_whole(backend: Backend, device: Any) -> None:
     @given(cases(backend.dtypes(device), batch_axes=False, supports={"no-bias", "tensors", "empty"}))
     def equal(case: Case) -> None:
-        dy, x, W, b = case_on(backend, device, case)
+        dy, x, W, b = case_on(case, backend, device)
         whole = AffineLayer(W, b)
         whole.forward(x)
         whole.backward(dy)
@@ -70,7 +70,7 @@ def test_a_buffer_that_held_a_sum_starts_a_new_one(numpy_backend: Backend) -> No
 
 def test_who_holds_a_gradient_sees_the_sum(backend: Backend, device: Any) -> None:
     for dtype in {"float32", "float16"} & set(backend.dtypes(device)):
-        dy, x, W, b = case_on(backend, device, make_case((3, 2), 4, seed=0, dtypes=dtype))
+        dy, x, W, b = case_on(make_case((3, 2), 4, seed=0, dtypes=dtype), backend, device)
         layer = AffineLayer(W, b)
         layer.forward(x)
         layer.backward(dy)
@@ -94,7 +94,7 @@ def test_without_accumulate_a_backward_starts_anew(numpy_backend: Backend) -> No
 
 
 def test_only_wanted_gradients_are_touched(backend: Backend, device: Any) -> None:
-    dy, x, W, b = case_on(backend, device, make_case((3, 2), 4, seed=0))
+    dy, x, W, b = case_on(make_case((3, 2), 4, seed=0), backend, device)
     layer = AffineLayer(W, b)
     layer.forward(x)
     assert layer.backward(dy, wrt=("W", "b")) is None
@@ -109,7 +109,7 @@ def test_only_wanted_gradients_are_touched(backend: Backend, device: Any) -> Non
 
 
 def test_failure_changes_nothing(backend: Backend, device: Any) -> None:
-    dy, x, W, b = case_on(backend, device, make_case((3, 2), 4, seed=0))
+    dy, x, W, b = case_on(make_case((3, 2), 4, seed=0), backend, device)
     layer = AffineLayer(W, b)
     layer.forward(x)
     layer.backward(dy)

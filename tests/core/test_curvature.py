@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from tests.helpers import arrays_on, assert_equals, directions, inner, matrices
+from tests.helpers import arrays_on, assert_equals, case_on, directions, floating_dtypes, inner, matrices
 from xaffine import affine_backward
 from xaffine.backends import Backend
 from xaffine.curvature import affine_double_backward, gauss_newton_vector_product, kronecker_factors
@@ -26,7 +26,7 @@ class TestDoubleBackward:
         @given(cases(backend.dtypes(device)))
         def exact(case: Case) -> None:
             dots = directions(case)
-            dy, x, W, b = arrays_on(backend, device, case.dy, case.x, case.W, case.b)
+            dy, x, W, b = case_on(case, backend, device)
             cotangents = arrays_on(backend, device, dots["x"], dots["W"], dots["b"])
             second = affine_double_backward(tuple(cotangents), dy, x, W, b, n_batch_axes=case.n_batch_axes)  # type: ignore[arg-type]
             x_, W_, _, dy_ = matrices(case)
@@ -51,7 +51,7 @@ class TestDoubleBackward:
         step = make_case((3, 2, 2), 5, seed=5, dtypes="float64")
 
         def scalar(case: Case) -> Any:
-            gradients = affine_backward(*arrays_on(backend, device, case.dy, case.x, case.W, case.b))
+            gradients = affine_backward(*case_on(case, backend, device))
             weights = (cotangents.x, cotangents.W, cotangents.b)
             return sum(
                 inner(backend.to_numpy(g), o.values) for g, o in zip(gradients, weights, strict=True) if o is not None
@@ -59,7 +59,7 @@ class TestDoubleBackward:
 
         second = affine_double_backward(
             tuple(arrays_on(backend, device, cotangents.x, cotangents.W, cotangents.b)),  # type: ignore[arg-type]
-            *arrays_on(backend, device, case.dy, case.x, case.W, case.b),
+            *case_on(case, backend, device),
         )
         for name, gradient in second._asdict().items():
             own, other = getattr(case, name).values, getattr(step, name).values
@@ -67,7 +67,7 @@ class TestDoubleBackward:
             assert moved - scalar(case) == inner(backend.to_numpy(gradient), other), name
 
     def test_is_within_its_rounding_bounds(self, backend: Backend, device: Any) -> None:
-        @given(cases([d for d in backend.dtypes(device) if "int" not in d], values="floats", mixed=False))
+        @given(cases(floating_dtypes(backend, device), values="floats", mixed=False))
         def bounded(case: Case) -> None:
             other = make_case(
                 case.x.values.shape, case.W.values.shape[1], seed=case.seed + 1, values="floats", dtypes=case.x.dtype,
@@ -89,9 +89,7 @@ class TestDoubleBackward:
         bounded()
 
     def test_bad_input_is_refused(self, backend: Backend, device: Any) -> None:
-        dy, x, W, b = arrays_on(
-            backend, device, *(getattr(make_case((2, 3), 4, seed=0), n) for n in ("dy", "x", "W", "b"))
-        )
+        dy, x, W, b = case_on(make_case((2, 3), 4, seed=0), backend, device)
         with pytest.raises(ValueError, match=r"the cotangent of dW must have the shape of W, \(3, 4\)"):
             affine_double_backward((None, x, None), dy, x, W, b)
         with pytest.raises(ValueError, match="the cotangent of db goes with b, which is None: dy is "):
@@ -111,7 +109,7 @@ class TestGaussNewton:
         @given(cases(["float64" if "float64" in backend.dtypes(device) else "float32"], max_extent=8))
         def exact(case: Case) -> None:
             dots = directions(case)
-            x, W, b = arrays_on(backend, device, case.x, case.W, case.b)
+            _, x, W, b = case_on(case, backend, device)
             vector = arrays_on(backend, device, dots["x"], dots["W"], dots["b"])
             product = gauss_newton_vector_product(
                 tuple(vector), lambda y_dot: 2 * y_dot, x, W, b, n_batch_axes=case.n_batch_axes
@@ -159,7 +157,7 @@ class TestKroneckerFactors:
         axes = 2 if len(shape) == 3 else None
         for dtype in {"float16", "bfloat16", "float32", "float64"} & set(backend.dtypes(device)):
             case = make_case(shape, 2, seed=0, dtypes=dtype, n_batch_axes=axes)
-            dy, x, W, b = arrays_on(backend, device, case.dy, case.x, case.W, case.b)
+            dy, x, W, b = case_on(case, backend, device)
             factors = kronecker_factors(dy, x, W, b, n_batch_axes=axes)
             x_, _, _, dy_ = matrices(case)
             for factor, matrix, like in zip(factors, (x_, dy_), (x, dy), strict=True):
@@ -206,13 +204,13 @@ class TestKroneckerFactors:
         assert A.tolist() == G.tolist() == [[64]]
 
     @pytest.mark.parametrize("dtype", ["int32", "complex64"])
-    def test_other_kinds_are_refused(self, backend: Backend, device: Any, dtype: str) -> None:
+    def test_other_kinds_are_refused(self, backend: Backend, device: Any, ones: Any, dtype: str) -> None:
         if dtype in backend.dtypes(device):
-            x = backend.from_numpy(np.ones((2, 2), dtype), device=device)
+            x = ones(2, 2, dtype=dtype)
             with pytest.raises(TypeError, match=f"of real floating dtype: dy is {dtype}"):
                 kronecker_factors(x, x, x)
 
-    def test_empty_batch_has_no_mean(self, backend: Backend, device: Any) -> None:
-        x, W = (backend.from_numpy(np.ones(shape, "float32"), device=device) for shape in ((0, 3), (3, 3)))
+    def test_empty_batch_has_no_mean(self, ones: Any) -> None:
+        x, W = ones(0, 3), ones(3, 3)
         with pytest.raises(ValueError, match="at least one sample"):
             kronecker_factors(x, x, W)

@@ -120,16 +120,6 @@ def test_every_listed_message_is_raised() -> None:
     assert written().keys() == CALLS.keys()
 
 
-@pytest.fixture
-def ones(backend: Backend, device: Any) -> Any:
-    """Make an array of ones of the backend under test."""
-
-    def make(*shape: int, dtype: str = "float32") -> Any:
-        return backend.from_numpy(np.ones(shape, dtype), device=device)
-
-    return make
-
-
 @pytest.mark.parametrize(
     ("x", "W", "b", "options", "words"),
     [

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from tests.helpers import arrays_on, assert_equals, directions, inner, matrices
+from tests.helpers import arrays_on, assert_equals, case_on, directions, floating_dtypes, inner, matrices
 from xaffine import affine_backward, affine_jvp, functional
 from xaffine.backends import Backend
 from xaffine.kernels import standard
@@ -20,20 +20,20 @@ from xaffine.testing.strategies import cases
 
 
 def replace_stages(whole: Case, n: int) -> Any:
-    """The exact sum, with each product of n features among what is rounded to the dtype of the result."""
+    """Return the exact y, whose roundings include those of the products of the first n features and of the rest."""
     exact = whole.exact()["y"]
     columns = [slice(n), slice(n, None)]
     assert whole.b is not None
     parts = []
-    for some, bias in itertools.product(columns, (whole.b, None)):
+    for features, bias in itertools.product(columns, (whole.b, None)):
         half = replace(
             whole,
-            x=replace(whole.x, values=whole.x.values[:, some]),
-            W=replace(whole.W, values=whole.W.values[some]),
+            x=replace(whole.x, values=whole.x.values[:, features]),
+            W=replace(whole.W, values=whole.W.values[features]),
             b=bias,
         )
-        own = half.exact()["y"]
-        parts += [[part * 2 ** (exact.scale - own.scale) for part in stage] for stage in own.stages]
+        half_exact = half.exact()["y"]
+        parts += [[part * 2 ** (exact.scale - half_exact.scale) for part in stage] for stage in half_exact.stages]
     return exact._replace(stages=[*parts, exact.stages[-1]])
 
 
@@ -41,7 +41,7 @@ def test_is_exact_on_integers(backend: Backend, device: Any) -> None:
     @given(cases(backend.dtypes(device)))
     def exact(case: Case) -> None:
         dots = directions(case)
-        primals = arrays_on(backend, device, case.x, case.W, case.b)
+        _, *primals = case_on(case, backend, device)
         tangents = arrays_on(backend, device, dots["x"], dots["W"], dots["b"])
         y, y_dot = affine_jvp(tuple(primals), tuple(tangents), n_batch_axes=case.n_batch_axes)
         x, W, b, _ = matrices(case)
@@ -53,7 +53,7 @@ def test_is_exact_on_integers(backend: Backend, device: Any) -> None:
 
 
 def test_is_within_its_rounding_bound(backend: Backend, device: Any) -> None:
-    @given(cases([d for d in backend.dtypes(device) if "int" not in d], values="floats", mixed=False))
+    @given(cases(floating_dtypes(backend, device), values="floats", mixed=False))
     def bounded(case: Case) -> None:
         dots = directions(case)
         n, m = case.W.values.shape
@@ -66,7 +66,7 @@ def test_is_within_its_rounding_bound(backend: Backend, device: Any) -> None:
         operands = [Operand(v, dtype) for v in (np.hstack(flat[:2]), np.vstack(flat[2:4]), flat[4], flat[5])]
         whole = Case(*operands, None if case.N else 1, "floats", 0)  # type: ignore[arg-type]
         exact = replace_stages(whole, n)
-        primals = arrays_on(backend, device, case.x, case.W, case.b)
+        _, *primals = case_on(case, backend, device)
         tangents = arrays_on(backend, device, dots["x"], dots["W"], dots["b"])
         y_dot = affine_jvp(tuple(primals), tuple(tangents), n_batch_axes=case.n_batch_axes)[1]
         assert worst_error(backend.to_numpy(y_dot).reshape(case.N, m), exact)[0] <= 1
@@ -78,10 +78,9 @@ def test_is_adjoint_to_backward(backend: Backend, device: Any) -> None:
     @given(cases(backend.dtypes(device)))
     def adjoint(case: Case) -> None:
         dots = directions(case)
-        primals = arrays_on(backend, device, case.x, case.W, case.b)
+        dy, *primals = case_on(case, backend, device)
         tangents = arrays_on(backend, device, dots["x"], dots["W"], dots["b"])
         y_dot = affine_jvp(tuple(primals), tuple(tangents), n_batch_axes=case.n_batch_axes)[1]
-        dy = case.dy.on(backend, device)
         gradients = affine_backward(dy, *primals, n_batch_axes=case.n_batch_axes)
         left = inner(backend.to_numpy(y_dot), case.dy.values)
         pairs = zip(("x", "W", "b"), gradients, strict=True)
@@ -112,7 +111,7 @@ def test_zero_costs_nothing(monkeypatch: pytest.MonkeyPatch, given_: Any) -> Non
 
 def test_result_is_fresh_and_inputs_are_left_alone(backend: Backend, device: Any) -> None:
     case = make_case((3, 2), 4, seed=0)
-    primals, tangents = (tuple(arrays_on(backend, device, case.x, case.W, case.b)) for _ in range(2))
+    primals, tangents = (tuple(case_on(case, backend, device)[1:]) for _ in range(2))
     before = [backend.to_numpy(array).copy() for array in (*primals, *tangents)]
     first = backend.to_numpy(affine_jvp(primals, (None, None, tangents[2]))[1]).copy()
     for array, values in zip((*primals, *tangents), before, strict=True):
@@ -123,8 +122,8 @@ def test_result_is_fresh_and_inputs_are_left_alone(backend: Backend, device: Any
         assert np.array_equal(again, first + 1)
 
 
-def test_bad_input_is_refused(backend: Backend, device: Any) -> None:
-    x, W, b = (backend.from_numpy(np.ones(s, "float32"), device=device) for s in ((2, 3), (3, 4), (4,)))
+def test_bad_input_is_refused(ones: Any) -> None:
+    x, W, b = ones(2, 3), ones(3, 4), ones(4)
     for tangents, words in (
         ((W, None, None), r"x_dot must have the shape of x, \(2, 3\)"),
         ((None, x, None), r"W_dot must have the shape of W, \(3, 4\)"),
@@ -138,8 +137,7 @@ def test_bad_input_is_refused(backend: Backend, device: Any) -> None:
         affine_jvp((x,), (None,))
     with pytest.raises(TypeError, match=r"tangents must be a tuple of two or three, .* came as a list"):
         affine_jvp((x, W), [None, None])  # type: ignore[arg-type]
-    integers = backend.from_numpy(np.ones((2, 3), "int32"), device=device)
     with pytest.raises(TypeError, match=r"of one kind.*x_dot is int32"):
-        affine_jvp((x, W, b), (integers, None, None))
+        affine_jvp((x, W, b), (ones(2, 3, dtype="int32"), None, None))
     with pytest.raises(TypeError, match="x_dot is no array"):
         affine_jvp((x, W, b), (3.0, None, None))

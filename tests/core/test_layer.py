@@ -114,17 +114,15 @@ def test_without_a_bias_db_is_none(backend: Backend) -> None:
 @pytest.mark.parametrize(
     ("shape_W", "shape_b"), [((2,), (2,)), ((2, 3, 4), None), ((2, 3), (2,)), ((2, 3), (3, 1)), ((2, 3), ())]
 )
-def test_unfit_parameters_are_refused_at_once(backend: Backend, shape_W: Any, shape_b: Any) -> None:
-    W = backend.from_numpy(np.ones(shape_W))
-    b = None if shape_b is None else backend.from_numpy(np.ones(shape_b))
+def test_unfit_parameters_are_refused_at_once(ones: Any, shape_W: Any, shape_b: Any) -> None:
+    b = None if shape_b is None else ones(*shape_b)
     with pytest.raises(ValueError, match="must"):
-        AffineLayer(W, b)
+        AffineLayer(ones(*shape_W), b)
 
 
-def test_bias_of_another_kind_is_refused_at_once(backend: Backend) -> None:
-    W, b = (backend.from_numpy(np.ones(shape, dtype)) for shape, dtype in (((3, 2), "float32"), ((2,), "int32")))
+def test_bias_of_another_kind_is_refused_at_once(ones: Any) -> None:
     with pytest.raises(TypeError, match=r"W is float32 \(3, 2\).*b is int32 \(2,\).*Cast b to float32 first"):
-        AffineLayer(W, b)
+        AffineLayer(ones(3, 2), ones(2, dtype="int32"))
 
 
 def test_repr_says_shapes_dtypes_and_library() -> None:
