@@ -22,6 +22,7 @@ from hypothesis import HealthCheck, settings
 from xaffine import backends
 
 pytest_plugins = ["pytester"]
+pytest.register_assert_rewrite("tests.helpers")  # its assertions show their values, as those of tests do
 
 TESTS = Path(__file__).parent
 # Examples of each property; fewer where a library compiles or schedules anew for every shape.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -76,6 +77,15 @@ def assert_equals(backend: Backend, got: Any, expected: Any, like: Any) -> None:
     values = backend.to_numpy(got)
     assert values.shape == backend.to_numpy(like).shape
     assert np.array_equal(values, np.reshape(expected, values.shape).astype(values.dtype))
+
+
+def assert_fills(buffers: Sequence[Any], layer: AffineLayer, x: Any, dy: Any) -> None:
+    """Run a layer with buffers for y, dx, dW and db, and assert that it returns and keeps these very arrays."""
+    y, *gradients = buffers
+    assert layer.forward(x, out=y) is y
+    assert layer.backward(dy, out=tuple(gradients)) is gradients[0]
+    assert layer.dW is gradients[1]
+    assert layer.db is gradients[2]
 
 
 def inner(a: Any, b: Any) -> Any:

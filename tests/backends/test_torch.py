@@ -19,7 +19,7 @@ from hypothesis import given
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Partial, Replicate, Shard, distribute_tensor
 
-from tests.helpers import case_on
+from tests.helpers import assert_fills, case_on
 from xaffine import AffineLayer, affine, affine_backward, affine_jvp, affine_vjp
 from xaffine.curvature import affine_double_backward, kronecker_factors
 from xaffine.per_sample import clipped_gradients, per_sample_gradient_norms, per_sample_gradients
@@ -84,11 +84,7 @@ def test_buffers_of_any_layout_are_filled(backend: Any, device: Any, dtype: str,
         wide = torch.full((2, *like.shape, 2), 7, dtype=like.dtype)
         buffer = wide[0, ..., 0] if layout == "strided" else wide[0, ..., 0].contiguous()
         buffers.append(buffer.mT.contiguous().mT if layout == "Fortran" and buffer.ndim > 1 else buffer)
-    layer = AffineLayer(W, b)
-    assert layer.forward(x, out=buffers[0]) is buffers[0]
-    assert layer.backward(dy, out=tuple(buffers[1:])) is buffers[1]
-    assert layer.dW is buffers[2]
-    assert layer.db is buffers[3]
+    assert_fills(buffers, AffineLayer(W, b), x, dy)
     exact = case.exact()
     for name, buffer in zip(("y", "dx", "dW", "db"), buffers, strict=True):
         assert worst_error(backend.to_numpy(buffer), exact[name])[0] == 0, name
@@ -320,7 +316,7 @@ COLD = """
 import os
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # a fork cannot use CUDA once its parent has looked at it
 import torch
-from tests.helpers import case_on
+from tests.helpers import assert_fills, case_on
 from xaffine import AffineLayer, affine, affine_backward, affine_jvp, affine_vjp, curvature, per_sample
 
 torch.compile(lambda x: x + 1, backend="eager")(torch.ones(1))  # imports the compiler, once for all forks

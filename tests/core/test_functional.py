@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.helpers import case_on
+from tests.helpers import assert_fills, case_on
 from xaffine import AffineLayer, Gradients, affine, affine_backward, affine_vjp, backends, functional, kernels, shapes
 from xaffine.backends import Backend
 from xaffine.kernels import kernel_of, standard
@@ -409,11 +409,7 @@ class TestOut:
         case = make_case((5, 2, 3), 4, seed=0)
         buffers = [replace(o, layout=layout).on(backends.get("numpy")) for o in (case.dy, case.x, case.W, case.b)]
         dy, x, W, b = case_on(case, backends.get("numpy"))
-        layer = AffineLayer(W, b)
-        assert layer.forward(x, out=buffers[0]) is buffers[0]
-        assert layer.backward(dy, out=tuple(buffers[1:])) is buffers[1]
-        assert layer.dW is buffers[2]
-        assert layer.db is buffers[3]
+        assert_fills(buffers, AffineLayer(W, b), x, dy)
         for buffer, exact in zip(buffers, case.exact().values(), strict=True):
             assert np.array_equal(buffer, exact.value)
 

@@ -19,6 +19,13 @@ from xaffine.testing.cases import Case, Operand, worst_error
 from xaffine.testing.strategies import cases
 
 
+def jvp_along(dots: dict[str, Operand | None], case: Case, backend: Backend, device: Any) -> tuple[Any, Any]:
+    """Return y and ẏ of a case along the directions of x, W and b."""
+    primals = case_on(case, backend, device)[1:]
+    tangents = arrays_on(backend, device, dots["x"], dots["W"], dots["b"])
+    return affine_jvp(tuple(primals), tuple(tangents), n_batch_axes=case.n_batch_axes)
+
+
 def replace_stages(whole: Case, n: int) -> Any:
     """Return the exact y, whose roundings include those of the products of the first n features and of the rest."""
     exact = whole.exact()["y"]
@@ -42,8 +49,7 @@ def test_is_exact_on_integers(backend: Backend, device: Any) -> None:
     def exact(case: Case) -> None:
         dots = directions(case)
         _, *primals = case_on(case, backend, device)
-        tangents = arrays_on(backend, device, dots["x"], dots["W"], dots["b"])
-        y, y_dot = affine_jvp(tuple(primals), tuple(tangents), n_batch_axes=case.n_batch_axes)
+        y, y_dot = jvp_along(dots, case, backend, device)
         x, W, b, _ = matrices(case)
         x_dot, W_dot, b_dot, _ = matrices(case, **dots)
         assert_equals(backend, y, x @ W + b, functional.affine(*primals, n_batch_axes=case.n_batch_axes))
@@ -66,9 +72,7 @@ def test_is_within_its_rounding_bound(backend: Backend, device: Any) -> None:
         operands = [Operand(v, dtype) for v in (np.hstack(flat[:2]), np.vstack(flat[2:4]), flat[4], flat[5])]
         whole = Case(*operands, None if case.N else 1, "floats", 0)  # type: ignore[arg-type]
         exact = replace_stages(whole, n)
-        _, *primals = case_on(case, backend, device)
-        tangents = arrays_on(backend, device, dots["x"], dots["W"], dots["b"])
-        y_dot = affine_jvp(tuple(primals), tuple(tangents), n_batch_axes=case.n_batch_axes)[1]
+        _, y_dot = jvp_along(dots, case, backend, device)
         assert worst_error(backend.to_numpy(y_dot).reshape(case.N, m), exact)[0] <= 1
 
     bounded()
@@ -78,10 +82,8 @@ def test_is_adjoint_to_backward(backend: Backend, device: Any) -> None:
     @given(cases(backend.dtypes(device)))
     def adjoint(case: Case) -> None:
         dots = directions(case)
-        dy, *primals = case_on(case, backend, device)
-        tangents = arrays_on(backend, device, dots["x"], dots["W"], dots["b"])
-        y_dot = affine_jvp(tuple(primals), tuple(tangents), n_batch_axes=case.n_batch_axes)[1]
-        gradients = affine_backward(dy, *primals, n_batch_axes=case.n_batch_axes)
+        _, y_dot = jvp_along(dots, case, backend, device)
+        gradients = affine_backward(*case_on(case, backend, device), n_batch_axes=case.n_batch_axes)
         left = inner(backend.to_numpy(y_dot), case.dy.values)
         pairs = zip(("x", "W", "b"), gradients, strict=True)
         right = sum(inner(dots[name].values, backend.to_numpy(g)) for name, g in pairs if dots[name] is not None)
