@@ -11,14 +11,18 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
 from xaffine import backends
 
 pytest_plugins = ["pytester"]
+pytest.register_assert_rewrite("tests.helpers")  # its assertions show their values, as those of tests do
 
 TESTS = Path(__file__).parent
 # Examples of each property; fewer where a library compiles or schedules anew for every shape.
@@ -124,6 +128,16 @@ def device(request: pytest.FixtureRequest, backend: backends.Backend) -> object:
     """The device under test, the backend's default one if none was named."""
     name = request.config.getoption("device")
     return None if name is None else backend.device(name)
+
+
+@pytest.fixture
+def ones(backend: backends.Backend, device: object) -> Callable[..., Any]:
+    """Return the function that makes an array of ones of the backend under test."""
+
+    def make(*shape: int, dtype: str = "float32") -> Any:
+        return backend.from_numpy(np.ones(shape, dtype), device=device)
+
+    return make
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 
+from tests.helpers import case_on
 from xaffine import AffineLayer, affine, affine_vjp, backends
 from xaffine.kernels import cupy as kernel
 from xaffine.kernels import standard
@@ -316,7 +317,7 @@ def test_nothing_goes_through_the_host(backend: Any, monkeypatch: pytest.MonkeyP
 def test_blocks_of_dask_stay_on_the_device(backend: Any) -> None:
     da = pytest.importorskip("dask.array", reason="dask is not installed on this machine")
     case = make_case((6, 3), 4, seed=1)
-    dy, x, W, b = (o.on(backend) for o in (case.dy, case.x, case.W, case.b))
+    dy, x, W, b = case_on(case, backend)
     rows = [da.from_array(array, chunks=(2, -1), asarray=False) for array in (dy, x)]
     y, vjp = affine_vjp(rows[1], *(da.from_array(array, chunks=-1, asarray=False) for array in (W, b)))
     exact = case.exact()
@@ -379,7 +380,7 @@ extern "C" __global__ void spin(long long cycles) {
 
 def test_the_host_never_waits_and_the_current_stream_is_used(backend: Any) -> None:
     case = make_case((64, 8), 4, seed=0)
-    dy, x, W, b = (o.on(backend) for o in (case.dy, case.x, case.W, case.b))
+    dy, x, W, b = case_on(case, backend)
     layer = AffineLayer(W, b)
     spin = cupy.RawKernel(SPIN, "spin")
     own, other = cupy.cuda.Stream(non_blocking=True), cupy.cuda.Stream(non_blocking=True)
@@ -433,7 +434,7 @@ def test_operands_of_a_device_that_is_not_the_current_one(backend: Any) -> None:
         pytest.skip("this machine has one CUDA device")
     case = make_case((3, 2, 3), 4, seed=0)
     second = backend.devices[1]
-    dy, x, W, b = (o.on(backend, second) for o in (case.dy, case.x, case.W, case.b))
+    dy, x, W, b = case_on(case, backend, second)
     layer = AffineLayer(W, b)
     results = {"y": layer.forward(x), "dx": layer.backward(dy), "dW": layer.dW, "db": layer.db}
     for name, result in results.items():

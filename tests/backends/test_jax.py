@@ -18,6 +18,7 @@ from hypothesis import given
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from tests import fuzz
+from tests.helpers import case_on
 from xaffine import AffineLayer, affine, affine_backward, affine_jvp, affine_vjp, functional, per_sample
 from xaffine.command import clock
 from xaffine.curvature import affine_double_backward, kronecker_factors
@@ -27,10 +28,6 @@ from xaffine.testing.cases import worst_error
 from xaffine.testing.strategies import cases
 
 pytestmark = pytest.mark.usefixtures("backend")
-
-
-def operands(case: Any, backend: Any) -> list[Any]:
-    return [None if o is None else o.on(backend) for o in (case.dy, case.x, case.W, case.b)]
 
 
 def jax_vjp(dy: Any, x: Any, W: Any, b: Any, batch: tuple[int, ...]) -> dict[str, Any]:
@@ -46,7 +43,7 @@ def jax_vjp(dy: Any, x: Any, W: Any, b: Any, batch: tuple[int, ...]) -> dict[str
 
 @given(cases(["float32", "float64", "bfloat16", "float16", "complex64", "complex128"], mixed=False))
 def test_equals_jax_vjp_on_integers(backend: Any, case: Any) -> None:
-    dy, x, W, b = operands(case, backend)
+    dy, x, W, b = case_on(case, backend)
     ours = affine_backward(dy, x, W, b, n_batch_axes=case.n_batch_axes)
     for name, theirs in jax_vjp(dy, x, W, b, case.batch).items():
         assert jnp.array_equal(getattr(ours, name), theirs), name
@@ -55,7 +52,7 @@ def test_equals_jax_vjp_on_integers(backend: Any, case: Any) -> None:
 @given(cases(["float32", "float64"], values="floats", mixed=False))
 def test_jax_vjp_keeps_the_same_bounds(backend: Any, case: Any) -> None:
     exact = case.exact()
-    for name, theirs in jax_vjp(*operands(case, backend), case.batch).items():
+    for name, theirs in jax_vjp(*case_on(case, backend), case.batch).items():
         assert worst_error(backend.to_numpy(theirs), exact[name])[0] <= 1, name
 
 
@@ -69,7 +66,7 @@ def test_jit_of_forward_and_backward(backend: Any, batch: Any, features: Any) ->
         return {"y": y, **vjp(dy)._asdict()}
 
     exact = case.exact()
-    for name, got in forward_and_backward(*operands(case, backend)).items():
+    for name, got in forward_and_backward(*case_on(case, backend)).items():
         assert worst_error(backend.to_numpy(got), exact[name])[0] == 0
 
 
@@ -82,19 +79,19 @@ def test_a_layer_inside_jit(backend: Any) -> None:
         return layer(x), layer.backward(dy), layer.dW, layer.db
 
     names = ("y", "dx", "dW", "db")
-    for name, got in zip(names, loss_and_gradients(*operands(case, backend)), strict=True):
+    for name, got in zip(names, loss_and_gradients(*case_on(case, backend)), strict=True):
         assert worst_error(backend.to_numpy(got), case.exact()[name])[0] == 0
 
 
 def test_grad_runs_through_the_layer(backend: Any) -> None:
-    dy, x, W, b = operands(make_case((5, 2, 3), 4, seed=3), backend)
+    dy, x, W, b = case_on(make_case((5, 2, 3), 4, seed=3), backend)
     theirs = jax.grad(lambda *p: jnp.sum(dy * affine(*p)), argnums=(0, 1, 2))(x, W, b)
     for ours, grad in zip(affine_backward(dy, x, W, b), theirs, strict=True):
         assert jnp.array_equal(ours, grad)
 
 
 def test_vmap_over_the_batch_gives_per_sample_gradients(backend: Any) -> None:
-    dy, x, W, b = operands(make_case((5, 6), 4, seed=4), backend)
+    dy, x, W, b = case_on(make_case((5, 6), 4, seed=4), backend)
     mapped = jax.vmap(lambda dy, x: affine_backward(dy, x, W, b))(dy, x)
     whole = affine_backward(dy, x, W, b)
     assert jnp.array_equal(mapped.dx, whole.dx)
@@ -135,7 +132,7 @@ print(affine(first(2, 3), jnp.ones((3, 4))).device == jax.devices()[0])
 
 
 def test_what_is_compiled_is_what_one_writes_by_hand(backend: Any) -> None:
-    dy, x, W, b = operands(make_case((5, 6), 4, seed=5), backend)
+    dy, x, W, b = case_on(make_case((5, 6), 4, seed=5), backend)
     affine_vjp(x, W, b)[1](dy)
     ours = functional._COMPILED[type(x)]
     assert ours is not None
@@ -252,7 +249,7 @@ def test_caches_are_emptied_by_writing_more_than_they_hold(backend: Any, monkeyp
 @pytest.mark.parametrize("dtype", ["float64", "complex128"])
 def test_jvp_equals_that_of_jax(backend: Any, dtype: str) -> None:
     case, dots = (make_case((5, 2, 3), 4, seed=seed, dtypes=dtype) for seed in (1, 2))
-    primals, tangents = (tuple(o.on(backend) for o in (some.x, some.W, some.b)) for some in (case, dots))
+    primals, tangents = (tuple(case_on(some, backend)[1:]) for some in (case, dots))
     theirs = jax.jvp(lambda x, W, b: x.reshape(5, 6) @ W + b, primals, tangents)
     for ours in (affine_jvp(primals, tangents), jax.jit(affine_jvp)(primals, tangents)):
         for own, other in zip(ours, theirs, strict=True):
@@ -262,8 +259,8 @@ def test_jvp_equals_that_of_jax(backend: Any, dtype: str) -> None:
 @pytest.mark.parametrize("dtype", ["float64", "complex128"])
 def test_double_backward_equals_vjp_of_vjp(backend: Any, dtype: str) -> None:
     case, other = (make_case((5, 2, 3), 4, seed=seed, dtypes=dtype) for seed in (1, 2))
-    dy, x, W, b = (o.on(backend) for o in (case.dy, case.x, case.W, case.b))
-    cotangents = tuple(o.on(backend) for o in (other.x, other.W, other.b))
+    dy, x, W, b = case_on(case, backend)
+    cotangents = tuple(case_on(other, backend)[1:])
 
     def backward(dy: Any, x: Any, W: Any) -> Any:
         return jax.vjp(lambda x, W, b: x.reshape(5, 6) @ W + b, x, W, b)[1](dy)
@@ -276,7 +273,7 @@ def test_double_backward_equals_vjp_of_vjp(backend: Any, dtype: str) -> None:
 
 def test_samples_are_weighed_inside_jit(backend: Any) -> None:
     case = make_case((5, 3), 4, seed=1)
-    operands = [o.on(backend) for o in (case.dy, case.x, case.W, case.b)]
+    operands = case_on(case, backend)
     inside = jax.jit(lambda *operands: clipped_gradients(*operands, max_norm=2.0))(*operands)
     outside = clipped_gradients(*operands, max_norm=2.0)
     limit = float(bounds.gamma(2 * (5 + 6), bounds.unit_roundoff("float32")))
@@ -296,7 +293,7 @@ def on_mesh(mesh: Any, array: Any, *split: str | None) -> Any:
 @pytest.mark.parametrize("shape", [(4, 8), (2, 4, 8), (8,)])  # means over a power of two are exact
 def test_splits_that_are_part_of_the_type(backend: Any, shape: tuple[int, ...]) -> None:
     k = len(shape) - 1
-    whole = operands(make_case(shape, 4, seed=6, n_batch_axes=k), backend)
+    whole = case_on(make_case(shape, 4, seed=6, n_batch_axes=k), backend)
     mesh = jax.make_mesh((1, 1, 1), ("x", "y", "z"), axis_types=(AxisType.Explicit,) * 3, devices=jax.devices()[:1])
     batch = ("x", None)[:k]
     split = [

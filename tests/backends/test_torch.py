@@ -19,6 +19,7 @@ from hypothesis import given
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Partial, Replicate, Shard, distribute_tensor
 
+from tests.helpers import assert_fills, case_on
 from xaffine import AffineLayer, affine, affine_backward, affine_jvp, affine_vjp
 from xaffine.curvature import affine_double_backward, kronecker_factors
 from xaffine.per_sample import clipped_gradients, per_sample_gradient_norms, per_sample_gradients
@@ -27,10 +28,6 @@ from xaffine.testing.cases import worst_error
 from xaffine.testing.strategies import cases
 
 pytestmark = pytest.mark.usefixtures("backend")
-
-
-def operands(case: Any, backend: Any) -> list[Any]:
-    return [None if o is None else o.on(backend) for o in (case.dy, case.x, case.W, case.b)]
 
 
 def autograd(dy: Any, x: Any, W: Any, b: Any, batch: tuple[int, ...]) -> dict[str, Any]:
@@ -44,7 +41,7 @@ def autograd(dy: Any, x: Any, W: Any, b: Any, batch: tuple[int, ...]) -> dict[st
 
 @given(cases(["float32", "float64", "bfloat16", "float16"], mixed=False))
 def test_equals_autograd_on_integers(backend: Any, case: Any) -> None:
-    dy, x, W, b = operands(case, backend)
+    dy, x, W, b = case_on(case, backend)
     ours = affine_backward(dy, x, W, b, n_batch_axes=case.n_batch_axes)
     for name, theirs in autograd(dy, x, W, b, case.batch).items():
         assert torch.equal(getattr(ours, name), theirs), name
@@ -53,13 +50,13 @@ def test_equals_autograd_on_integers(backend: Any, case: Any) -> None:
 @given(cases(["float32", "float64"], values="floats", mixed=False))
 def test_autograd_keeps_the_same_bounds(backend: Any, case: Any) -> None:
     exact = case.exact()
-    for name, theirs in autograd(*operands(case, backend), case.batch).items():
+    for name, theirs in autograd(*case_on(case, backend), case.batch).items():
         assert worst_error(backend.to_numpy(theirs), exact[name])[0] <= 1, name
 
 
 def test_complex_gradients_are_conjugate_to_those_of_autograd(backend: Any) -> None:
     case = make_case((5, 3), 2, seed=3, dtypes="complex64")
-    dy, x, W, b = operands(case, backend)
+    dy, x, W, b = case_on(case, backend)
     ours = affine_backward(dy.conj(), x, W, b)
     for name, theirs in autograd(dy, x, W, b, case.batch).items():
         assert torch.equal(getattr(ours, name).conj(), theirs), name
@@ -67,7 +64,7 @@ def test_complex_gradients_are_conjugate_to_those_of_autograd(backend: Any) -> N
 
 def test_autograd_runs_through_the_layer(backend: Any) -> None:
     case = make_case((5, 2, 3), 4, seed=4)
-    dy, x, W, b = operands(case, backend)
+    dy, x, W, b = case_on(case, backend)
     leaves = [t.requires_grad_() for t in (x, W, b)]
     theirs = torch.autograd.grad(affine(*leaves), leaves, dy)
     for ours, grad in zip(affine_backward(dy, x, W, b), theirs, strict=True):
@@ -81,17 +78,13 @@ def test_buffers_of_any_layout_are_filled(backend: Any, device: Any, dtype: str,
     if dtype not in backend.dtypes(device):
         pytest.skip("GPUs have no products of integers in torch")
     case = make_case(shape, 4, seed=6, dtypes=dtype)
-    dy, x, W, b = operands(case, backend)
+    dy, x, W, b = case_on(case, backend)
     buffers = []
     for like in (dy, x, W, b):
         wide = torch.full((2, *like.shape, 2), 7, dtype=like.dtype)
         buffer = wide[0, ..., 0] if layout == "strided" else wide[0, ..., 0].contiguous()
         buffers.append(buffer.mT.contiguous().mT if layout == "Fortran" and buffer.ndim > 1 else buffer)
-    layer = AffineLayer(W, b)
-    assert layer.forward(x, out=buffers[0]) is buffers[0]
-    assert layer.backward(dy, out=tuple(buffers[1:])) is buffers[1]
-    assert layer.dW is buffers[2]
-    assert layer.db is buffers[3]
+    assert_fills(buffers, AffineLayer(W, b), x, dy)
     exact = case.exact()
     for name, buffer in zip(("y", "dx", "dW", "db"), buffers, strict=True):
         assert worst_error(backend.to_numpy(buffer), exact[name])[0] == 0, name
@@ -99,7 +92,7 @@ def test_buffers_of_any_layout_are_filled(backend: Any, device: Any, dtype: str,
 
 def test_buffers_of_dtypes_apart_from_that_of_the_products_are_filled(backend: Any) -> None:
     case = make_case((5, 3), 4, seed=0, dtypes=("float32", "float64", "float16", "float32"))
-    dy, x, W, b = operands(case, backend)
+    dy, x, W, b = case_on(case, backend)
     out = torch.zeros_like(x), torch.zeros_like(W), torch.zeros_like(b)
     for gradient, buffer, name in zip(affine_backward(dy, x, W, b, out=out), out, ("dx", "dW", "db"), strict=True):
         assert gradient is buffer
@@ -323,6 +316,7 @@ COLD = """
 import os
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # a fork cannot use CUDA once its parent has looked at it
 import torch
+from tests.helpers import assert_fills, case_on
 from xaffine import AffineLayer, affine, affine_backward, affine_jvp, affine_vjp, curvature, per_sample
 
 torch.compile(lambda x: x + 1, backend="eager")(torch.ones(1))  # imports the compiler, once for all forks
@@ -418,7 +412,7 @@ def test_parameters_mix_with_tensors() -> None:
 @pytest.mark.filterwarnings("ignore")  # of torch's compiler and the C++ compiler it calls, about themselves
 def test_compiles_as_one_graph(backend: Any) -> None:
     case = make_case((5, 2, 3), 4, seed=5)
-    dy, x, W, b = operands(case, backend)
+    dy, x, W, b = case_on(case, backend)
 
     def forward_and_backward(dy: Any, x: Any, W: Any, b: Any) -> Any:
         y, vjp = affine_vjp(x, W, b)
@@ -431,7 +425,7 @@ def test_compiles_as_one_graph(backend: Any) -> None:
 
 def test_vmap_over_layers(backend: Any) -> None:
     case = make_case((6, 3), 4, seed=6)
-    _, x, W, b = operands(case, backend)
+    _, x, W, b = case_on(case, backend)
     stack = torch.stack([W, 2 * W])
     mapped = torch.vmap(lambda w: affine(x, w, b))(stack)
     assert torch.equal(mapped, torch.stack([affine(x, w, b) for w in stack]))
@@ -507,7 +501,7 @@ def test_compiled_peer_is_right(backend: Any) -> None:
 @pytest.mark.filterwarnings("ignore")  # of parts of torch about other parts
 def test_jvp_equals_that_of_torch(backend: Any) -> None:
     case, dots = (make_case((5, 2, 3), 4, seed=seed, dtypes="float64") for seed in (1, 2))
-    primals, tangents = (tuple(operands(some, backend)[1:]) for some in (case, dots))
+    primals, tangents = (tuple(case_on(some, backend)[1:]) for some in (case, dots))
     ours = affine_jvp(primals, tangents)
     theirs = torch.func.jvp(lambda x, W, b: torch.nn.functional.linear(x.flatten(1), W.mT, b), primals, tangents)
     for own, other in zip(ours, theirs, strict=True):
@@ -517,8 +511,8 @@ def test_jvp_equals_that_of_torch(backend: Any) -> None:
 @pytest.mark.parametrize("dtype", ["float64", "complex128"])
 def test_double_backward_equals_that_of_torch(backend: Any, dtype: str) -> None:
     case, other = (make_case((5, 2, 3), 4, seed=seed, dtypes=dtype) for seed in (1, 2))
-    dy, x, W, b = (tensor.requires_grad_() for tensor in operands(case, backend))
-    _, *cotangents = operands(other, backend)
+    dy, x, W, b = (tensor.requires_grad_() for tensor in case_on(case, backend))
+    _, *cotangents = case_on(other, backend)
     y = torch.nn.functional.linear(x.flatten(1), W.mT, b)
     # torch conjugates what it pulls back through: on both ways here, on none in ours.
     first = torch.autograd.grad(y, (x, W, b), dy.conj(), create_graph=True)
@@ -532,7 +526,7 @@ def test_double_backward_equals_that_of_torch(backend: Any, dtype: str) -> None:
 def test_gradients_of_samples_equal_vmap_of_grad(backend: Any) -> None:
     for shape, axes in (((5, 3), None), ((4, 6, 3), 2), ((4, 2, 3), 2)):
         case = make_case(shape, 7, seed=1, dtypes="float64", n_batch_axes=axes)
-        dy, x, W, b = operands(case, backend)
+        dy, x, W, b = case_on(case, backend)
 
         def loss(W: Any, b: Any, x: Any, dy: Any) -> Any:
             return (torch.nn.functional.linear(x, W.mT, b) * dy).sum()
@@ -557,7 +551,7 @@ def test_linear_layer_in_memory_shares_its_weights() -> None:
 
 
 def test_gradients_add_up_where_autograd_records(backend: Any) -> None:
-    dy, x, W, b = operands(make_case((5, 3), 4, seed=1), backend)
+    dy, x, W, b = case_on(make_case((5, 3), 4, seed=1), backend)
     W.requires_grad_()
     layer = AffineLayer(W, b)
     layer.forward(x)
@@ -584,7 +578,7 @@ def mesh() -> Iterator[Any]:
 
 
 def test_dtensors(backend: Any, mesh: Any) -> None:
-    whole = [tensor.cpu() for tensor in operands(make_case((5, 6), 4, seed=7), backend)]
+    whole = [tensor.cpu() for tensor in case_on(make_case((5, 6), 4, seed=7), backend)]
     places = Shard(0), Shard(0), Replicate(), Replicate()
     dy, x, W, b = (distribute_tensor(tensor, mesh, [place]) for tensor, place in zip(whole, places, strict=True))
     out = torch.zeros_like(dy)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.helpers import assert_fills, case_on
 from xaffine import AffineLayer, Gradients, affine, affine_backward, affine_vjp, backends, functional, kernels, shapes
 from xaffine.backends import Backend
 from xaffine.kernels import kernel_of, standard
@@ -21,7 +22,7 @@ from xaffine.testing.cases import worst_error
 
 @pytest.fixture
 def array(backend: Backend, device: Any) -> Any:
-    """What makes an array of the backend under test."""
+    """Return the function that makes an array of the backend under test."""
 
     def make(values: Any, dtype: str = "float32") -> Any:
         return backend.from_numpy(np.asarray(values, dtype), device=device)
@@ -102,7 +103,7 @@ def test_half_precision_sums_do_not_stall(backend: Backend, device: Any) -> None
     for dtype in {"float16", "bfloat16"} & set(backend.dtypes(device)):
         case = make_case((4096, 1), 2, seed=0, dtypes=dtype)
         case = case.replace_values(dy=np.ones_like(case.dy.values))
-        dy, x, W, b = (o.on(backend, device) for o in (case.dy, case.x, case.W, case.b))
+        dy, x, W, b = case_on(case, backend, device)
         db = affine_backward(dy, x, W, b, wrt=("b",)).db
         assert backend.to_numpy(db).tolist() == [4096, 4096], dtype
 
@@ -150,7 +151,7 @@ def test_many_halves_are_summed_beyond_the_range_of_float32() -> None:
 @pytest.mark.parametrize("which", range(3))
 def test_relatives_of_arrays_take_the_standard_kernel(which: int) -> None:
     case = make_case((5, 3), 4, seed=0)
-    operands = [o.on(backends.get("numpy")) for o in (case.dy, case.x, case.W, case.b)]
+    operands = case_on(case, backends.get("numpy"))
     operands[which] = operands[which].view(Relative)
     for gradient, name in zip(affine_backward(*operands), ("dx", "dW", "db"), strict=True):
         assert np.array_equal(gradient, case.exact()[name].value)
@@ -184,8 +185,7 @@ class TestCompiled:
         return calls
 
     def operands(self) -> list[Any]:
-        plain = (o.on(backends.get("numpy")) for o in (self.case.dy, self.case.x, self.case.W, self.case.b))
-        return [array.view(Relative) for array in plain]
+        return [array.view(Relative) for array in case_on(self.case, backends.get("numpy"))]
 
     def assert_exact(self, **results: Any) -> None:
         for name, result in results.items():
@@ -259,7 +259,7 @@ def test_nan_in_x_reaches_dw_even_where_dy_is_zero(backend: Backend, array: Any)
 
 def test_vjp_is_reentrant(backend: Backend) -> None:
     case = make_case((9, 5), 4, seed=1)
-    _, vjp = affine_vjp(*(o.on(backend) for o in (case.x, case.W, case.b)))
+    _, vjp = affine_vjp(*case_on(case, backend)[1:])
     calls = 4 if backend.name == "ndonnx" else 16  # a second each there
     cotangents = [make_case((9, 5), 4, seed=seed).dy for seed in range(2, 2 + calls)]
     natives = [dy.on(backend) for dy in cotangents]
@@ -408,18 +408,14 @@ class TestOut:
     def test_every_other_layout_is_filled(self, layout: str) -> None:
         case = make_case((5, 2, 3), 4, seed=0)
         buffers = [replace(o, layout=layout).on(backends.get("numpy")) for o in (case.dy, case.x, case.W, case.b)]
-        dy, x, W, b = (o.on(backends.get("numpy")) for o in (case.dy, case.x, case.W, case.b))
-        layer = AffineLayer(W, b)
-        assert layer.forward(x, out=buffers[0]) is buffers[0]
-        assert layer.backward(dy, out=tuple(buffers[1:])) is buffers[1]
-        assert layer.dW is buffers[2]
-        assert layer.db is buffers[3]
+        dy, x, W, b = case_on(case, backends.get("numpy"))
+        assert_fills(buffers, AffineLayer(W, b), x, dy)
         for buffer, exact in zip(buffers, case.exact().values(), strict=True):
             assert np.array_equal(buffer, exact.value)
 
     def test_buffers_of_dtypes_apart_from_that_of_the_products_are_filled(self) -> None:
         case = make_case((5, 3), 4, seed=0, dtypes=("float32", "float64", "float16", "float32"))
-        dy, x, W, b = (o.on(backends.get("numpy")) for o in (case.dy, case.x, case.W, case.b))
+        dy, x, W, b = case_on(case, backends.get("numpy"))
         out = np.full_like(x, 7), np.full_like(W, 7), np.full_like(b, 7)
         gradients = affine_backward(dy, x, W, b, out=out)
         for buffer, gradient, name in zip(out, gradients, ("dx", "dW", "db"), strict=True):

@@ -7,25 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.test_affine_layer import Classic
 from xaffine import AffineLayer
 from xaffine.backends import Backend
-
-
-class ClassicAffineLayer:
-    """The layer as textbooks write it."""
-
-    def __init__(self, W: Any, b: Any) -> None:
-        self.W, self.b = W, b
-
-    def forward(self, x: Any) -> Any:
-        self.shape = x.shape
-        self.x = x.reshape(x.shape[0], -1)
-        return self.x @ self.W + self.b
-
-    def backward(self, dout: Any) -> Any:
-        self.dW = self.x.T @ dout
-        self.db = dout.sum(axis=0)
-        return (dout @ self.W.T).reshape(self.shape)
 
 
 def some_layer(backend: Backend, seed: int = 0) -> tuple[AffineLayer, Any, Any]:
@@ -38,7 +22,7 @@ def test_code_for_the_classic_layer_runs_unchanged() -> None:
     rng = np.random.default_rng(0)
     W, b = rng.integers(-3, 4, (6, 4)).astype(float), rng.integers(-3, 4, 4).astype(float)
     histories = []
-    for kind in (ClassicAffineLayer, AffineLayer):
+    for kind in (Classic, AffineLayer):
         layer = kind(W.copy(), b.copy())
         data = np.random.default_rng(1)
         history = []
@@ -130,17 +114,15 @@ def test_without_a_bias_db_is_none(backend: Backend) -> None:
 @pytest.mark.parametrize(
     ("shape_W", "shape_b"), [((2,), (2,)), ((2, 3, 4), None), ((2, 3), (2,)), ((2, 3), (3, 1)), ((2, 3), ())]
 )
-def test_unfit_parameters_are_refused_at_once(backend: Backend, shape_W: Any, shape_b: Any) -> None:
-    W = backend.from_numpy(np.ones(shape_W))
-    b = None if shape_b is None else backend.from_numpy(np.ones(shape_b))
+def test_unfit_parameters_are_refused_at_once(ones: Any, shape_W: Any, shape_b: Any) -> None:
+    b = None if shape_b is None else ones(*shape_b)
     with pytest.raises(ValueError, match="must"):
-        AffineLayer(W, b)
+        AffineLayer(ones(*shape_W), b)
 
 
-def test_bias_of_another_kind_is_refused_at_once(backend: Backend) -> None:
-    W, b = (backend.from_numpy(np.ones(shape, dtype)) for shape, dtype in (((3, 2), "float32"), ((2,), "int32")))
+def test_bias_of_another_kind_is_refused_at_once(ones: Any) -> None:
     with pytest.raises(TypeError, match=r"W is float32 \(3, 2\).*b is int32 \(2,\).*Cast b to float32 first"):
-        AffineLayer(W, b)
+        AffineLayer(ones(3, 2), ones(2, dtype="int32"))
 
 
 def test_repr_says_shapes_dtypes_and_library() -> None:

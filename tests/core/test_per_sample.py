@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.helpers import case_on, floating_dtypes
 from xaffine import affine_backward, per_sample
 from xaffine.backends import Backend
 from xaffine.per_sample import clipped_gradients, per_sample_gradient_norms, per_sample_gradients
@@ -21,14 +22,6 @@ from xaffine.shapes import check
 from xaffine.testing import bounds, make_case
 from xaffine.testing.cases import Case
 from xaffine.testing.strategies import cases
-
-
-def floating(backend: Backend, device: Any) -> list[str]:
-    return [dtype for dtype in backend.dtypes(device) if "int" not in dtype]
-
-
-def on(case: Case, backend: Backend, device: Any) -> list[Any]:
-    return [None if o is None else o.on(backend, device) for o in (case.dy, case.x, case.W, case.b)]
 
 
 def samples(case: Case) -> tuple[Any, Any]:
@@ -55,7 +48,7 @@ def u(case: Case) -> Fraction:
 def test_gradients_are_those_of_the_definition(backend: Backend, device: Any) -> None:
     @given(cases(backend.dtypes(device), max_extent=12))
     def exact(case: Case) -> None:
-        dy, x, W, b = on(case, backend, device)
+        dy, x, W, b = case_on(case, backend, device)
         dW, db = per_sample_gradients(dy, x, W, b, n_batch_axes=case.n_batch_axes)
         x_, dy_ = samples(case)
         batch = case.batch[:1]
@@ -74,9 +67,9 @@ def test_gradients_are_those_of_the_definition(backend: Backend, device: Any) ->
 def test_norms_of_integers_are_rounded_roots(backend: Backend, device: Any) -> None:
     """Sums are exact, two roots and their product are rounded."""
 
-    @given(cases(floating(backend, device), max_extent=12))
+    @given(cases(floating_dtypes(backend, device), max_extent=12))
     def rounded(case: Case) -> None:
-        dy, x, W, b = on(case, backend, device)
+        dy, x, W, b = case_on(case, backend, device)
         norms = backend.to_numpy(per_sample_gradient_norms(dy, x, W, b, n_batch_axes=case.n_batch_axes))
         assert norms.shape == case.batch[:1]
         assert norms.dtype in (np.float32, np.float64)
@@ -90,9 +83,9 @@ def test_norms_of_integers_are_rounded_roots(backend: Backend, device: Any) -> N
 def test_norms_of_floats_are_within_their_bounds(backend: Backend, device: Any) -> None:
     """No more roundings than the longest way has: products, sums over features, rows and pairs of rows, one root."""
 
-    @given(cases(floating(backend, device), values="floats", mixed=False, max_extent=6))
+    @given(cases(floating_dtypes(backend, device), values="floats", mixed=False, max_extent=6))
     def bounded(case: Case) -> None:
-        dy, x, W, b = on(case, backend, device)
+        dy, x, W, b = case_on(case, backend, device)
         norms = backend.to_numpy(per_sample_gradient_norms(dy, x, W, b, n_batch_axes=case.n_batch_axes)).reshape(-1)
         x_, dy_ = samples(case)
         (_, T, n), m = x_.shape, dy_.shape[2]
@@ -126,7 +119,7 @@ def test_norms_of_complex_gradients_are_real(backend: Backend, device: Any, shap
     if "complex128" not in backend.dtypes(device):
         pytest.skip("this backend has no complex numbers")
     case = make_case(shape, 12, seed=0, dtypes="complex128", n_batch_axes=2)
-    dy, x, W, b = on(case, backend, device)
+    dy, x, W, b = case_on(case, backend, device)
     norms = backend.to_numpy(per_sample_gradient_norms(dy, x, W, b, n_batch_axes=2))
     exact = np.sqrt(squared_norms(case))
     assert norms.dtype == np.float64
@@ -136,9 +129,9 @@ def test_norms_of_complex_gradients_are_real(backend: Backend, device: Any, shap
 @pytest.mark.parametrize("shape", [(5, 3), (2, 3, 4), (3,)])
 def test_sums_that_are_not_clipped_are_the_gradients(backend: Backend, device: Any, shape: Any) -> None:
     axes = 2 if len(shape) == 3 else None
-    for dtype in floating(backend, device):
+    for dtype in floating_dtypes(backend, device):
         case = make_case(shape, 2, seed=1, dtypes=dtype, n_batch_axes=axes)
-        dy, x, W, b = on(case, backend, device)
+        dy, x, W, b = case_on(case, backend, device)
         clipped = clipped_gradients(dy, x, W, b, max_norm=math.inf, n_batch_axes=axes)
         whole = affine_backward(dy, x, W, b, n_batch_axes=axes)
         assert clipped.dx is None
@@ -150,9 +143,9 @@ def test_sums_that_are_not_clipped_are_the_gradients(backend: Backend, device: A
 def test_clipped_sums_are_within_their_bounds(backend: Backend, device: Any) -> None:
     """A weight is rounded five times: a norm (three), a quotient, a product with dy; then come N T more."""
 
-    @given(cases([d for d in floating(backend, device) if "16" not in d], mixed=False, max_extent=8))
+    @given(cases([d for d in floating_dtypes(backend, device) if "16" not in d], mixed=False, max_extent=8))
     def bounded(case: Case) -> None:
-        dy, x, W, b = on(case, backend, device)
+        dy, x, W, b = case_on(case, backend, device)
         norms = np.sqrt(squared_norms(case))
         max_norm = float(np.median(norms)) + 0.5 if norms.size else 1.0
         clipped = clipped_gradients(dy, x, W, b, max_norm=max_norm, n_batch_axes=case.n_batch_axes)
@@ -174,7 +167,7 @@ def test_clipped_sums_are_within_their_bounds(backend: Backend, device: Any) -> 
 
 def test_no_sample_weighs_more_than_it_may(backend: Backend, device: Any) -> None:
     case = make_case((40, 3), 4, seed=0)
-    dy, x, W, b = on(case, backend, device)
+    dy, x, W, b = case_on(case, backend, device)
     for i in range(5):
         one = slice(i, i + 1)
         clipped = clipped_gradients(dy[one, :], x[one, :], W, b, max_norm=1.0)
@@ -237,17 +230,17 @@ def test_norm_that_is_not_above_zero_is_refused(max_norm: float) -> None:
         clipped_gradients(x, x, x, max_norm=max_norm)
 
 
-def test_integers_have_no_norms(backend: Backend, device: Any) -> None:
+def test_integers_have_no_norms(backend: Backend, device: Any, ones: Any) -> None:
     if "int32" not in backend.dtypes(device):
         pytest.skip("this device has no products of integers")
-    x = backend.from_numpy(np.ones((2, 2), "int32"), device=device)
+    x = ones(2, 2, dtype="int32")
     for call in (per_sample_gradient_norms, lambda *a: clipped_gradients(*a, max_norm=1.0)):
         with pytest.raises(TypeError, match="norms are of floating dtype: dy is int32"):
             call(x, x, x)
 
 
-def test_wrong_dy_is_refused(backend: Backend, device: Any) -> None:
-    x, W = (backend.from_numpy(np.ones(shape, "float32"), device=device) for shape in ((2, 3), (3, 4)))
+def test_wrong_dy_is_refused(ones: Any) -> None:
+    x, W = ones(2, 3), ones(3, 4)
     for call in (per_sample_gradients, per_sample_gradient_norms, lambda *a: clipped_gradients(*a, max_norm=1.0)):
         with pytest.raises(ValueError, match="dy must have the shape of y"):
             call(x, x, W)
@@ -293,7 +286,7 @@ def two_to(exponent: int) -> Fraction:
 
 def test_clipped_samples_never_exceed_the_norm_by_more_than_is_stated(backend: Backend, device: Any) -> None:
     """In exact arithmetic, for samples that cancel, at both ends of the range; nor clipped more than is stated."""
-    dtypes = [d for d in floating(backend, device) if "16" not in d]
+    dtypes = [d for d in floating_dtypes(backend, device) if "16" not in d]
 
     @given(extreme_samples(dtypes), st.sampled_from([2**-10, 0.5, 1.0, 3.0]))
     def guaranteed(sample: Any, factor: float) -> None:
@@ -390,9 +383,9 @@ def test_gradient_out_of_range_is_clipped_into_it(backend: Backend, device: Any,
 
 
 @pytest.mark.parametrize("max_norm", [1e-40, 1e-30, 1.0, 1e300, math.inf])
-def test_any_norm_above_zero_will_do(backend: Backend, device: Any, max_norm: float) -> None:
-    ones = backend.from_numpy(np.ones((1, 1), "float32"), device=device)
-    dW = float(backend.to_numpy(clipped_gradients(ones, ones, ones, max_norm=max_norm).dW)[0, 0])
+def test_any_norm_above_zero_will_do(backend: Backend, ones: Any, max_norm: float) -> None:
+    one = ones(1, 1)
+    dW = float(backend.to_numpy(clipped_gradients(one, one, one, max_norm=max_norm).dW)[0, 0])
     tiny = float(bounds.smallest_normal("float32"))
     assert abs(dW - min(1.0, max_norm)) <= 8 * float(bounds.unit_roundoff("float32")) * min(1.0, max_norm) + tiny
 
@@ -409,7 +402,7 @@ def test_weights_are_found_without_a_warning(size: float, max_norm: float) -> No
 @pytest.mark.parametrize("values", [(1, math.inf), (1, math.nan)])
 @pytest.mark.parametrize("T", [1, 2])
 def test_gradient_that_is_not_finite_makes_all_sums_nan(
-    backend: Backend, device: Any, values: tuple[float, float], T: int
+    backend: Backend, device: Any, ones: Any, values: tuple[float, float], T: int
 ) -> None:
     if backend.name == "sparse":
         pytest.skip("the library warns of NaN in products")
@@ -418,7 +411,7 @@ def test_gradient_that_is_not_finite_makes_all_sums_nan(
         for array, value in zip(arrays, pair, strict=True):
             array[1, 0, 0] = value
         x, dy = (backend.from_numpy(array, device=device) for array in arrays)
-        W, b = (backend.from_numpy(np.ones(shape, "float32"), device=device) for shape in ((2, 2), 2))
+        W, b = ones(2, 2), ones(2)
         _, dW, db = clipped_gradients(dy, x, W, b, max_norm=1.0, n_batch_axes=2)
         assert np.isnan(backend.to_numpy(dW)).all()
         assert np.isnan(backend.to_numpy(db)).all()

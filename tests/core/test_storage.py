@@ -22,6 +22,7 @@ import pytest
 safetensors = pytest.importorskip("safetensors", reason="the extra io is not installed")
 from safetensors.numpy import load_file, save_file  # noqa: E402 - after it is known to be there
 
+from tests.helpers import floating_dtypes  # noqa: E402
 from xaffine import AffineLayer, storage  # noqa: E402
 from xaffine.backends import Backend  # noqa: E402
 
@@ -32,7 +33,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def test_what_is_saved_comes_back(backend: Backend, device: Any, file: Path) -> None:
-    for dtype in [d for d in backend.dtypes(device) if "int" not in d and d != "complex128"]:
+    for dtype in set(floating_dtypes(backend, device)) - {"complex128"}:
         for n, m in ((5, 4), (0, 4), (5, 0)):
             layer = AffineLayer.random(n, m, xp=backend.name, device=device, dtype=dtype, seed=1, n_batch_axes=-1)
             layer.save(file)

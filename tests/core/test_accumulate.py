@@ -1,0 +1,127 @@
+"""`accumulate`: the gradients of micro-batches add up to those of the whole batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+
+from tests.helpers import case_on, layer_of_ones
+from xaffine import AffineLayer
+from xaffine.backends import Backend
+from xaffine.testing import make_case
+from xaffine.testing.cases import Case
+from xaffine.testing.strategies import cases
+
+
+def test_parts_give_the_gradients_of_the_whole(backend: Backend, device: Any) -> None:
+    @given(cases(backend.dtypes(device), batch_axes=False, supports={"no-bias", "tensors", "empty"}))
+    def equal(case: Case) -> None:
+        dy, x, W, b = case_on(case, backend, device)
+        whole = AffineLayer(W, b)
+        whole.forward(x)
+        whole.backward(dy)
+        parts = AffineLayer(W, b)
+        cuts = sorted(np.random.default_rng(case.seed).integers(0, case.N + 1, 2).tolist())
+        for rows in (slice(cuts[0]), slice(*cuts), slice(cuts[1], None)):
+            parts.forward(x[rows, ...])
+            parts.backward(dy[rows, ...], accumulate=True)
+        for name in ("dW", "db"):
+            got, expected = getattr(parts, name), getattr(whole, name)
+            if expected is None:
+                assert got is None
+                continue
+            assert (got.dtype, type(got)) == (expected.dtype, type(expected))
+            assert np.array_equal(backend.to_numpy(got), backend.to_numpy(expected))
+
+    equal()
+
+
+def test_sums_of_halves_do_not_stall(backend: Backend, device: Any) -> None:
+    for dtype in {"float16", "bfloat16"} & set(backend.dtypes(device)):
+        layer, dy = layer_of_ones(backend, device, dtype, N=1)
+        layer.backward(2048 * dy, wrt=("b",))
+        for _ in range(16):
+            layer.backward(dy, wrt=("b",), accumulate=True)
+        assert backend.to_numpy(layer.db).tolist() == [2064], dtype  # 2048 + 1 is 2048 in both
+        assert str(layer.db.dtype).rpartition(".")[2] == dtype
+
+
+def test_an_assigned_gradient_starts_a_new_sum(numpy_backend: Backend) -> None:
+    layer, x = layer_of_ones(numpy_backend, None, "float16", N=2)
+    for _ in range(3):
+        layer.backward(x, accumulate=True)
+    layer.dW = np.full((1, 1), 100, np.float16)
+    layer.db = None
+    layer.backward(x, accumulate=True)
+    assert (layer.dW.tolist(), layer.db.tolist()) == ([[102]], [2])
+
+
+def test_a_buffer_that_held_a_sum_starts_a_new_one(numpy_backend: Backend) -> None:
+    buffer = np.zeros((1, 1), np.float16)
+    layer, x = layer_of_ones(numpy_backend, None, "float16", N=2)
+    for out in (True, False, True, False):
+        layer.backward(x, **({"out": (None, buffer, None)} if out else {"accumulate": True}))
+    assert layer.dW is buffer
+    assert buffer.tolist() == [[4]]
+
+
+def test_who_holds_a_gradient_sees_the_sum(backend: Backend, device: Any) -> None:
+    for dtype in {"float32", "float16"} & set(backend.dtypes(device)):
+        dy, x, W, b = case_on(make_case((3, 2), 4, seed=0, dtypes=dtype), backend, device)
+        layer = AffineLayer(W, b)
+        layer.forward(x)
+        layer.backward(dy)
+        held, before = layer.dW, backend.to_numpy(layer.dW).copy()
+        layer.backward(dy, accumulate=True)
+        assert np.array_equal(backend.to_numpy(layer.dW), 2 * before)
+        if backend.name in ("numpy", "torch", "cupy"):
+            assert layer.dW is held
+        if isinstance(held, np.ndarray):  # and where it cannot be written, there is a new one
+            layer.dW.flags.writeable = False
+            layer.backward(dy, accumulate=True)
+            assert np.array_equal(held, 2 * before)
+            assert np.array_equal(layer.dW, 3 * before)
+
+
+def test_without_accumulate_a_backward_starts_anew(numpy_backend: Backend) -> None:
+    layer, x = layer_of_ones(numpy_backend, None, "float16", N=2)
+    for accumulate in (True, True, False, True):
+        layer.backward(x, accumulate=accumulate)
+    assert (layer.dW.tolist(), layer.db.tolist()) == ([[4]], [4])
+
+
+def test_only_wanted_gradients_are_touched(backend: Backend, device: Any) -> None:
+    dy, x, W, b = case_on(make_case((3, 2), 4, seed=0), backend, device)
+    layer = AffineLayer(W, b)
+    layer.forward(x)
+    assert layer.backward(dy, wrt=("W", "b")) is None
+    dW, db = layer.dW, layer.db
+    assert layer.backward(dy, wrt=("x",), accumulate=True) is not None
+    assert layer.dW is dW
+    assert layer.db is db
+    layer.backward(dy, wrt=("b",), accumulate=True)
+    assert layer.dW is dW
+    assert layer.backward(dy, wrt=("x",)) is not None
+    assert layer.dW is layer.db is None
+
+
+def test_failure_changes_nothing(backend: Backend, device: Any) -> None:
+    dy, x, W, b = case_on(make_case((3, 2), 4, seed=0), backend, device)
+    layer = AffineLayer(W, b)
+    layer.forward(x)
+    layer.backward(dy)
+    layer.db = b[:2]
+    before = backend.to_numpy(layer.dW).copy()
+    with pytest.raises(ValueError, match=r"must have one shape: the db that is there is .*layer\.db = None first"):
+        layer.backward(dy, accumulate=True)
+    with pytest.raises(ValueError, match="accumulate adds to dW and db in place, and out names other places"):
+        layer.backward(dy, accumulate=True, out=(None, None, None))
+    with pytest.raises(ValueError, match="wrt names the gradients wanted"):
+        layer.backward(dy, wrt=("y",), accumulate=True)
+    layer.db = [0.0] * 4
+    with pytest.raises(TypeError, match="the db that is there is no array"):
+        layer.backward(dy, accumulate=True)
+    assert np.array_equal(backend.to_numpy(layer.dW), before)
