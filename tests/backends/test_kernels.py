@@ -453,3 +453,12 @@ class TestBlocksOfNumPy:
         assert (numpy.forward(x, W, None) == n).all()
         numpy.backward(dy, x, W, ("x", "W", "b"))
         assert cuts == [(N, 2048), (N, 2048), (N, 4096)][: 3 * cut]
+
+    @pytest.mark.parametrize("N", [5, 4097])
+    def test_results_are_written_into_the_buffers(self, N: int) -> None:
+        x, W, b, dy = (np.ones(shape, "f") for shape in ((N, 2), (2, 3), (3,), (N, 3)))
+        y, *gradients = (np.zeros_like(operand) for operand in (dy, x, W, b))
+        assert numpy.forward(x, W, b, y) is y
+        for result, buffer in zip(numpy.backward(dy, x, W, ("x", "W", "b"), tuple(gradients)), gradients, strict=True):
+            assert result is buffer
+        assert [buffer.max() for buffer in (y, *gradients)] == [3, 3, N, N]
