@@ -25,6 +25,8 @@ PYPROJECT = nox.project.load_toml("pyproject.toml")
 BACKENDS = ("numpy", "array-api-strict", "torch", "jax", "dask", "sparse", "ndonnx", "cupy")
 COVERED = ("numpy", "array-api-strict", "torch", "jax", "dask", "cupy")
 SITE = "docs/_build/html"
+# What takes longer, or tests other versions, is run by CI: .ci/run.
+nox.options.sessions = ["lint", *(f"tests({name})" for name in BACKENDS), "coverage", "docs", "build"]
 
 
 def lowest(requirements: list[str]) -> list[str]:
@@ -40,7 +42,8 @@ def environment(session: nox.Session, name: str, *requirements: str) -> str:
     python = str(folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python"))
     if not Path(python).exists():
         session.run_install(sys.executable, "-m", "virtualenv", "--quiet", str(folder), external=True)
-    session.run_install(python, "-m", "pip", "install", "--quiet", *requirements, external=True)
+    # What is imported is compiled then; all of it would take a minute.
+    session.run_install(python, "-m", "pip", "install", "--quiet", "--no-compile", *requirements, external=True)
     return python
 
 
@@ -80,7 +83,7 @@ def tests(session: nox.Session, backend: str) -> None:
     session.run(python, "-m", "pytest", "-n", "auto", *arguments, *session.posargs, env=data, external=True)
 
 
-@nox.session(venv_backend="none", default=False)
+@nox.session(venv_backend="none")
 def distributed(session: nox.Session) -> None:
     """Run the tests that start clusters, meshes and processes, and kill some of them (two minutes)."""
     groups = nox.project.dependency_groups(PYPROJECT, "distributed")
@@ -126,7 +129,7 @@ def build(session: nox.Session) -> None:
             shutil.copytree(folder, target, dirs_exist_ok=True)
 
 
-@nox.session(default=False)
+@nox.session
 def mutants(session: nox.Session) -> None:
     """Mutate the mathematics and require that the tests notice (an hour and a half; ``-- curvature`` one module)."""
     project = PYPROJECT["project"]
@@ -136,14 +139,14 @@ def mutants(session: nox.Session) -> None:
     session.run("python", "tests/mutants.py", *session.posargs)
 
 
-@nox.session(default=False)
+@nox.session
 def bench(session: nox.Session) -> None:
     """Measure the whole grid beside the other implementations and write docs/benchmarks (half an hour, alone)."""
     session.install("-e", ".[cli,plot]", *nox.project.dependency_groups(PYPROJECT, "bench"))
     session.run("python", "docs/benchmarks/measure.py", *session.posargs)
 
 
-@nox.session(venv_backend="none", default=False)
+@nox.session(venv_backend="none")
 def fuzz(session: nox.Session) -> None:
     """Draw new cases of every property on one backend: ``-- --minutes 50 --backend torch``."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)

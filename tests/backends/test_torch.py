@@ -367,15 +367,21 @@ CASES |= {f"float32, then {dtype}": ("a layer", [dtype] * 4, torch.float32) for 
 CASES |= {f"{dtype} with float64": ("affine_vjp", [dtype, dtype, torch.float64, dtype]) for dtype in DTYPES[2:4]}
 CASES |= {f"{name} in {dtype}": (name, [dtype] * 4) for name in ("norms", "clipped", "sums") for dtype in DTYPES[2:4]}
 CASES |= {f"Parameters in {dtype}": ("affine_vjp", [dtype] * 4, None, True) for dtype in DTYPES[:3]}
+running = 0
 for name, case in CASES.items():
-    if (child := os.fork()) == 0:
+    if running == os.cpu_count():
+        os.wait()
+        running -= 1
+    running += 1
+    if os.fork() == 0:
         try:
             run(*case)
         except BaseException as error:
             print(f"{name}: {type(error).__name__}: {str(error)[:2000]}", flush=True)
             os._exit(1)
         os._exit(0)
-    os.waitpid(child, 0)
+for _ in range(running):
+    os.wait()
 print(len(CASES), "cases")
 """
 
