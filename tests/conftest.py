@@ -108,6 +108,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if not runs_once(item)]
 
 
+def run_onnx_on_one_thread() -> None:
+    """Start no pool of threads for each constant of ndonnx: that took six times as long as all else."""
+    import onnxruntime
+
+    make_options = onnxruntime.SessionOptions
+
+    def options_of_one_thread() -> object:
+        options = make_options()
+        options.intra_op_num_threads = 1
+        return options
+
+    onnxruntime.SessionOptions = options_of_one_thread
+
+
 @pytest.fixture(scope="session")
 def backend(request: pytest.FixtureRequest) -> backends.Backend:
     """The backend under test."""
@@ -116,6 +130,8 @@ def backend(request: pytest.FixtureRequest) -> backends.Backend:
     except RuntimeError as error:  # the library is here, its GPU is not
         pytest.skip(str(error))
     backend.use_full_precision()
+    if backend.name == "ndonnx":
+        run_onnx_on_one_thread()
     device = request.config.getoption("device")
     if backend.name == "torch" and device is not None:
         # Tests that name no device run on it, too. The other libraries' default is their first GPU.

@@ -158,9 +158,9 @@ HANGING = """
 import subprocess, sys, time
 print('tests/a.py::b PASSED [ 25%]')
 print('tests/a.py::c FAILED [ 50%]')
-child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])
-print('tests/a.py::d', child.pid, flush=True)
 try:
+    child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])
+    print('tests/a.py::d', child.pid, flush=True)
     time.sleep(60)
 except KeyboardInterrupt:
     print('asked to end', flush=True)
@@ -276,7 +276,7 @@ def test_hanging_test_is_ended_with_all_its_processes_and_what_it_printed_is_kep
     gpu: Any, runs: Any, tmp_path: Path, capsys: Any
 ) -> None:
     runs(own=HANGING, others=PASSING)
-    assert gpu.main(["--out", str(tmp_path), "--minutes", "0.02"]) == 0
+    assert gpu.main(["--out", str(tmp_path), "--minutes", "0.04"]) == 0
     record = saved(tmp_path)["runs"]["tests:cupy own"]
     assert record["outcome"] == "cut off"
     assert (record["told"], record["failed"]) == ("1 passed, 1 failed so far", ["FAILED tests/a.py::c"])
