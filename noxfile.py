@@ -73,7 +73,8 @@ def tests(session: nox.Session, backend: str) -> None:
         extras = project["optional-dependencies"]
         requirements += lowest(project["dependencies"] + extras["cli"] + extras["testing"])
         python = environment(session, "minimum", "-e", ".[cli,testing]", *requirements)
-        arguments = ["tests/core", "tests/backends", "tests/command/test_command.py", "tests/testing"]
+        parts = ("test_affine_layer.py", "core", "backends", "testing", "command/test_command.py")
+        arguments = [f"tests/{part}" for part in parts]
     else:
         python = environment(session, "shared", "-e", ".[cli,testing]", *requirements)
         arguments = ["--backend", backend]
@@ -85,7 +86,7 @@ def tests(session: nox.Session, backend: str) -> None:
 
 @nox.session(venv_backend="none")
 def distributed(session: nox.Session) -> None:
-    """Run the tests that start clusters, meshes and processes, and kill some of them (two minutes)."""
+    """Run the tests that start clusters, meshes and processes, and kill some of them (two to five minutes)."""
     groups = nox.project.dependency_groups(PYPROJECT, "distributed")
     python = environment(session, "shared", "-e", ".[cli,testing]", *groups)
     session.run(python, "-m", "pytest", "-n", "auto", "tests/distributed", *session.posargs, external=True)

@@ -367,10 +367,15 @@ CASES |= {f"float32, then {dtype}": ("a layer", [dtype] * 4, torch.float32) for 
 CASES |= {f"{dtype} with float64": ("affine_vjp", [dtype, dtype, torch.float64, dtype]) for dtype in DTYPES[2:4]}
 CASES |= {f"{name} in {dtype}": (name, [dtype] * 4) for name in ("norms", "clipped", "sums") for dtype in DTYPES[2:4]}
 CASES |= {f"Parameters in {dtype}": ("affine_vjp", [dtype] * 4, None, True) for dtype in DTYPES[:3]}
+def wait():
+    _, status = os.wait()
+    if os.WIFSIGNALED(status):
+        print("a case was ended by signal", os.WTERMSIG(status), flush=True)
+
 running = 0
 for name, case in CASES.items():
     if running == os.cpu_count():
-        os.wait()
+        wait()
         running -= 1
     running += 1
     if os.fork() == 0:
@@ -381,7 +386,7 @@ for name, case in CASES.items():
             os._exit(1)
         os._exit(0)
 for _ in range(running):
-    os.wait()
+    wait()
 print(len(CASES), "cases")
 """
 

@@ -89,6 +89,13 @@ def test_error_ratio_of_any_error_is_infinite_where_none_is_allowed() -> None:
     assert error_of(np.array([np.nextafter(3.0, 4)]), exact_three(k=0)) == math.inf
 
 
+def test_error_ratio_beyond_the_floats_is_infinite() -> None:
+    zeros = [np.array([0], object)]
+    exact = Exact([zeros], zeros, zeros, 0, 2, 2, "float64", "float64")
+    assert 0 < exact.bound(0, 0) < 1e-300
+    assert error_of(np.array([1e300]), exact) == math.inf
+
+
 def test_no_finite_error_is_wrong_where_the_bound_is_infinite() -> None:
     exact = exact_three()._replace(k=2048, terms=2048, accumulator="float16", rounded_to="float16")
     assert exact.bound(0, 0) == math.inf

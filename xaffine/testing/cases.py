@@ -376,7 +376,10 @@ def worst_error(computed: np.ndarray, exact: Exact) -> tuple[float, tuple[int, .
             error = abs((numerator << exact.scale) - int(values[j]) * denominator)
             if error:
                 bound, unit = exact._bound(i, j)  # in integers: Fractions are slow
-                ratio = error * unit / (bound * denominator) if bound else math.inf
+                try:
+                    ratio = error * unit / (bound * denominator)
+                except (OverflowError, ZeroDivisionError):  # beyond the floats, or where no error is allowed
+                    ratio = math.inf
                 if ratio > worst:
                     worst, where = ratio, j
     return worst, _index(where, exact.shape)
