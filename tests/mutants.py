@@ -25,13 +25,13 @@ from mutmut.mutation.file_mutation import mutate_file_contents
 from mutmut.utils.format_utils import get_mutant_name
 
 ROOT = Path(__file__).parents[1]
-EVERYTHING = ["test_affine_layer.py", "core", "backends/test_kernels.py"]
+CALLS = ["test_affine_layer.py", *(f"core/test_{name}.py" for name in ("shapes", "errors", "functional", "jvp", "meshes"))]
 KERNELS = ["test_affine_layer.py", "backends/test_kernels.py"]
-# The modules that are mutated, of the kernels those that the judges run, each with the tests that judge it.
+# The modules that are mutated, of the kernels those that the judges run, each with the quick tests that judge it.
 TESTS = {
-    "functional": EVERYTHING,
-    "shapes": EVERYTHING,
-    "layer": EVERYTHING,
+    "functional": CALLS,
+    "shapes": CALLS,
+    "layer": [*CALLS, "core/test_layer.py", "core/test_layer_copies.py", "core/test_accumulate.py"],
     "curvature": ["core/test_curvature.py", "core/test_meshes.py", "core/test_errors.py"],
     "per_sample": ["core/test_per_sample.py", "core/test_meshes.py", "core/test_errors.py"],
     "kernels/__init__": KERNELS,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -149,7 +150,8 @@ def test_many_halves_are_summed_beyond_the_range_of_float32() -> None:
 
 
 @pytest.mark.parametrize("which", range(3))
-def test_relatives_of_arrays_take_the_standard_kernel(which: int) -> None:
+def test_relatives_of_arrays_take_the_standard_kernel(monkeypatch: pytest.MonkeyPatch, which: int) -> None:
+    monkeypatch.delattr(functional.numpy_kernel, "backward")
     case = make_case((5, 3), 4, seed=0)
     operands = case_on(case, backends.get("numpy"))
     operands[which] = operands[which].view(Relative)
@@ -217,10 +219,20 @@ class TestCompiled:
         self.assert_exact(y=affine(x, np.asarray(W), b))
         self.assert_exact(y=affine(x, W, np.asarray(b)))
         self.assert_exact(**affine_backward(np.asarray(dy), x, W, b)._asdict())
+        self.assert_exact(**affine_backward(dy, x, W, np.asarray(b))._asdict())
         assert calls == []
         _, vjp = affine_vjp(x, W, b)
         assert vjp(dy, (dx, None, None)).dx is dx
         assert calls == [("forward", None)]
+
+    def test_what_is_compiled_takes_the_axes_and_what_is_wanted(self) -> None:
+        case = make_case((5, 1, 3), 4, seed=0, n_batch_axes=1)
+        dy, x, W, b = case_on(case, backends.get("numpy"))
+        compiled = functional._compile(lambda function, static_argnums: function)
+        assert np.array_equal(compiled.forward(x, W, b, 1), case.exact()["y"].value)
+        dx, dW, db = compiled.backward(dy, x, W, b, 1, ("W",))
+        assert np.array_equal(dW, case.exact()["dW"].value)
+        assert (dx, db) == (None, None)
 
     @pytest.mark.parametrize("n_batch_axes", [True, 1.0])
     def test_axes_that_equal_one_and_are_none_are_refused(self, calls: list[Any], n_batch_axes: Any) -> None:
@@ -413,8 +425,27 @@ class TestOut:
         for buffer, exact in zip(buffers, case.exact().values(), strict=True):
             assert np.array_equal(buffer, exact.value)
 
-    def test_buffers_of_dtypes_apart_from_that_of_the_products_are_filled(self) -> None:
-        case = make_case((5, 3), 4, seed=0, dtypes=("float32", "float64", "float16", "float32"))
+    def test_kernel_fills_them_itself(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A result beside a buffer would take its memory once more."""
+        filled: list[Any] = []
+
+        def noting(function: Any) -> Any:
+            return lambda *arguments: [filled.append(arguments[-1]), function(*arguments)][1]
+
+        for name in ("forward", "backward"):
+            monkeypatch.setattr(functional.numpy_kernel, name, noting(getattr(functional.numpy_kernel, name)))
+        case = make_case((5, 2, 3), 4, seed=0, n_batch_axes=2)
+        dy, x, W, b = case_on(case, backends.get("numpy"))
+        y, out = np.empty_like(dy), tuple(map(np.empty_like, (x, W, b)))
+        affine(x, W, b, out=y, n_batch_axes=2)
+        affine_backward(dy, x, W, b, out=out, n_batch_axes=2)
+        for given, came in zip((y, *out), (filled[0], *filled[1]), strict=True):
+            assert given.__array_interface__["data"] == came.__array_interface__["data"]
+            assert given.size == came.size
+
+    @pytest.mark.parametrize("N", [1, 5])
+    def test_buffers_of_dtypes_apart_from_that_of_the_products_are_filled(self, N: int) -> None:
+        case = make_case((N, 3), 4, seed=0, dtypes=("float32", "float64", "float16", "float32"))
         dy, x, W, b = case_on(case, backends.get("numpy"))
         out = np.full_like(x, 7), np.full_like(W, 7), np.full_like(b, 7)
         gradients = affine_backward(dy, x, W, b, out=out)
@@ -453,6 +484,35 @@ def test_gradients_are_computed_in_the_common_dtype_of_all() -> None:
     dx, _, _ = affine_backward(np.ones((1, W.size), "float32"), np.ones((1, 1), "float32"), W, np.zeros(W.size))
     assert dx.dtype == np.float32
     assert dx[0, 0] == np.float32(1 + 2**13 * 2.0**-25)
+
+
+@pytest.mark.parametrize("wide", range(4))
+def test_gradients_have_the_dtypes_of_their_operands(wide: int) -> None:
+    case = make_case((5, 3), 4, seed=0, dtypes=tuple("float64" if i == wide else "float32" for i in range(4)))
+    operands = case_on(case, backends.get("numpy"))
+    gradients = affine_backward(*operands)
+    for gradient, operand, name in zip(gradients, operands[1:], ("dx", "dW", "db"), strict=True):
+        assert gradient.dtype == operand.dtype
+        assert np.array_equal(gradient, case.exact()[name].value)
+
+
+def test_library_is_told_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CuPy allocates and multiplies on the current device, wherever its operands are."""
+    told: list[Any] = []
+
+    def on_device_of(array: Any) -> Any:
+        told.append(array)
+        return nullcontext()
+
+    monkeypatch.setattr(functional, "on_device_of", on_device_of)
+    dy, x, W, b = (array.view(Relative) for array in case_on(make_case((5, 3), 4, seed=0), backends.get("numpy")))
+    calls = [lambda: affine(x, W, b), lambda: affine_backward(dy, x, W, b)]
+    calls.append(lambda: functional.along(shapes.check(x, W, b, None), x, W, b, x.dtype, x.dtype))
+    for call in calls:
+        told.clear()
+        call()
+        assert len(told) == 1
+        assert told[0] is x
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
