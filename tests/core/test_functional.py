@@ -228,7 +228,7 @@ class TestCompiled:
     def test_what_is_compiled_takes_the_axes_and_what_is_wanted(self) -> None:
         case = make_case((5, 1, 3), 4, seed=0, n_batch_axes=1)
         dy, x, W, b = case_on(case, backends.get("numpy"))
-        compiled = functional._compile(lambda function, static_argnums: function)
+        compiled = functional._compile(lambda function, **_: function)
         assert np.array_equal(compiled.forward(x, W, b, 1), case.exact()["y"].value)
         dx, dW, db = compiled.backward(dy, x, W, b, 1, ("W",))
         assert np.array_equal(dW, case.exact()["dW"].value)
