@@ -25,7 +25,8 @@ from mutmut.mutation.file_mutation import mutate_file_contents
 from mutmut.utils.format_utils import get_mutant_name
 
 ROOT = Path(__file__).parents[1]
-CALLS = ["test_affine_layer.py", *(f"core/test_{name}.py" for name in "shapes errors functional jvp meshes".split())]
+_ABOUT_CALLS = ("shapes", "errors", "functional", "jvp", "meshes")
+CALLS = ["test_affine_layer.py", *(f"core/test_{name}.py" for name in _ABOUT_CALLS)]
 KERNELS = ["test_affine_layer.py", "backends/test_kernels.py"]
 # The modules that are mutated, of the kernels those that the judges run, each with the quick tests that judge it.
 TESTS = {
