@@ -136,7 +136,7 @@ def mutants(session: nox.Session) -> None:
     project = PYPROJECT["project"]
     extras = project["optional-dependencies"]
     session.install(*project["dependencies"], *extras["cli"], *extras["testing"])
-    session.install(*nox.project.dependency_groups(PYPROJECT, "mutants"))
+    session.install(*nox.project.dependency_groups(PYPROJECT, "mutants", "torch", "dask"))
     session.run("python", "tests/mutants.py", *session.posargs)
 
 

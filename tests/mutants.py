@@ -1,8 +1,9 @@
 """Mutation testing: break the mathematics in every small way, and require that the tests notice.
 
 ``nox -s mutants`` runs this, ``nox -s mutants -- curvature kernels/numpy`` for some modules alone. The tests on NumPy
-judge every mutant, those on array-api-strict the mutants that got past them. A mutant that gets past both must stand in
-``equivalent_mutants.toml`` with the reason why it computes the same; an entry there that no mutant matches is an error.
+judge every mutant, those on each further backend the mutants that got past the ones before. A mutant that gets past
+all of them must stand in ``equivalent_mutants.toml`` with the reason why it computes the same; an entry there that no
+mutant matches is an error.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ from mutmut.mutation.file_mutation import mutate_file_contents
 from mutmut.utils.format_utils import get_mutant_name
 
 ROOT = Path(__file__).parents[1]
-_ABOUT_CALLS = ("shapes", "errors", "functional", "jvp", "meshes")
+_ABOUT_CALLS = ("shapes", "errors", "functional", "jvp", "meshes", "accumulate")
 CALLS = ["test_affine_layer.py", *(f"core/test_{name}.py" for name in _ABOUT_CALLS)]
 KERNELS = ["test_affine_layer.py", "backends/test_kernels.py"]
 # The modules that are mutated, of the kernels those that the judges run, each with the quick tests that judge it.
 TESTS = {
     "functional": CALLS,
     "shapes": CALLS,
-    "layer": [*CALLS, "core/test_layer.py", "core/test_layer_copies.py", "core/test_accumulate.py"],
+    "layer": [*CALLS, *(f"core/test_{name}.py" for name in ("layer", "layer_copies", "storage", "initializers"))],
     "curvature": ["core/test_curvature.py", "core/test_meshes.py", "core/test_errors.py"],
     "per_sample": ["core/test_per_sample.py", "core/test_meshes.py", "core/test_errors.py"],
     "kernels/__init__": KERNELS,
@@ -43,13 +44,22 @@ TESTS = {
 SLOW = [
     "backends/test_kernels.py::TestSumOverTheBatch::test_of_many_ones_is_their_number",
     "backends/test_kernels.py::test_buffers_are_all_that_tall_operands_take",
+    "backends/test_torch.py::test_compiles_before_anything_else_ran",
     "core/test_digits.py",
     "core/test_docstrings.py::test_examples_of_the_docstrings_run[xaffine.testing.runner]",
     "core/test_docstrings.py::test_examples_of_the_docstrings_run[xaffine.testing.strategies]",
     "core/test_per_sample.py::test_memory_stays_small_at_scale",
     "core/test_storage.py::TestReading::test_ten_thousand_corrupted_files",
 ]
-JUDGES = ("numpy", "array-api-strict")
+# The backends whose tests judge, one after the other, each with what it adds to those tests.
+JUDGES: dict[str, list[str]] = {
+    "numpy": [],
+    "array-api-strict": [],
+    "torch": ["backends/test_torch.py"],
+    "dask": ["backends/test_dask.py"],
+}
+# Each mutant is a fork, which a pool of threads does not survive.
+NO_THREADS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "DASK_SCHEDULER": "synchronous"}
 AT_LEAST = 0.95
 
 
@@ -85,7 +95,7 @@ def mutations(module: str) -> dict[str, Mutation]:
 @contextlib.contextmanager
 def configured(modules: list[str], judge: str) -> Iterator[None]:
     """Work in a copy of the project in which mutmut is configured to mutate some modules for one judge."""
-    tests = sorted({f"tests/{name}" for module in modules for name in TESTS[module]})
+    tests = sorted({f"tests/{name}" for module in modules for name in (*TESTS[module], *JUDGES[judge])})
     deselected = [f"--deselect=tests/{name}" for name in SLOW]
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "xaffine"
@@ -105,7 +115,8 @@ def survivors(modules: list[str], judge: str, names: list[str], children: int) -
     """Run some mutants of some modules; those that no test noticed."""
     with configured(modules, judge):
         mutmut = [sys.executable, "-m", "mutmut"]
-        subprocess.run([*mutmut, "run", "--max-children", str(children), *names], check=True)
+        command = [*mutmut, "run", "--max-children", str(children), *names]
+        subprocess.run(command, env=os.environ | NO_THREADS, check=True)
         results = subprocess.run([*mutmut, "results", "--all", "true"], capture_output=True, text=True, check=True)
     verdicts = dict(re.findall(r"^\s+(\S+): (.+)$", results.stdout, re.MULTILINE))
     return [name for name in names if verdicts[name] not in ("killed", "timeout")]
@@ -121,7 +132,7 @@ def main() -> int:
     if unknown := set(modules) - set(TESTS):
         parser.error(f"not mutated: {', '.join(sorted(unknown))}")
 
-    with configured(list(TESTS), JUDGES[0]):
+    with configured(list(TESTS), next(iter(JUDGES))):
         made = {module: mutations(module) for module in TESTS}
     listed = tomllib.loads((ROOT / "tests" / "equivalent_mutants.toml").read_text(encoding="utf-8"))["equivalent"]
     explained = {Mutation(entry["function"], entry["before"], entry["after"]) for entry in listed}
