@@ -54,7 +54,7 @@ SLOW = [
 # The backends whose tests judge, one after the other, each with what it adds to those tests.
 JUDGES: dict[str, list[str]] = {
     "numpy": [],
-    "array-api-strict": [],
+    "array-api-strict": ["backends/test_array_api_strict.py"],
     "torch": ["backends/test_torch.py"],
     "dask": ["backends/test_dask.py"],
 }
