@@ -23,7 +23,7 @@ nox.needs_version = ">=2025.5"
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 BACKENDS = ("numpy", "array-api-strict", "torch", "jax", "dask", "sparse", "ndonnx", "cupy")
-COVERED = ("numpy", "array-api-strict", "torch", "jax", "dask", "cupy")
+COVERED = ("numpy", "array-api-strict", "torch", "jax", "dask", "ndonnx", "cupy")
 SITE = "docs/_build/html"
 # What takes longer, or tests other versions, is run by CI: .ci/run.
 nox.options.sessions = ["lint", *(f"tests({name})" for name in BACKENDS), "coverage", "docs", "build"]

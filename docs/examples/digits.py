@@ -73,6 +73,9 @@ def train(
 
     first, second = new_layer(64, hidden), new_layer(hidden, 10)
 
+    def step(parameter: Any, gradient: Any) -> Any:
+        return parameter - rate * gradient
+
     # Left lazy, the parameters of Dask would drag the history of all steps along. In one call, all is computed once.
     keep = importlib.import_module("dask").persist if backend_name == "dask" else lambda *parameters: parameters
 
@@ -91,10 +94,7 @@ def train(
             dh = second.backward((xp.exp(log_p) - t) / len(rows))
             first.backward(xp.where(h > 0, dh, xp.zeros_like(dh)))
             first.W, first.b, second.W, second.b = keep(
-                first.W - rate * first.dW,
-                first.b - rate * first.db,
-                second.W - rate * second.dW,
-                second.b - rate * second.db,
+                step(first.W, first.dW), step(first.b, first.db), step(second.W, second.dW), step(second.b, second.db)
             )
 
         guesses = np.argmax(backend.to_numpy(second(relu(xp, first(x_test)))), axis=1)

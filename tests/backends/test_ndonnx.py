@@ -50,3 +50,13 @@ def test_shapes_that_onnx_cannot_infer_say_what_to_do(shape: Any, n: int, n_batc
     x = ndx.argument(shape=shape, dtype=ndx.float32)
     with pytest.raises(ValueError, match="before its unknown extents"):
         affine_vjp(x, ndx.argument(shape=(n, 0), dtype=ndx.float32), n_batch_axes=n_batch_axes)
+
+
+def test_each_product_is_one_node_where_the_extents_are_known() -> None:
+    shapes = {"x": (5, 6), "W": (6, 4), "b": (4,), "dy": (5, 4)}
+    x, W, b, dy = (ndx.argument(shape=shape, dtype=ndx.float32) for shape in shapes.values())
+    y, vjp = affine_vjp(x, W, b)
+    model = ndx.build(dict(zip(shapes, (x, W, b, dy), strict=True)), {"y": y, **vjp(dy)._asdict()})
+    kinds = [node.op_type for node in model.graph.node]
+    assert kinds.count("MatMul") == 3
+    assert "If" not in kinds

@@ -34,6 +34,7 @@ _OWN = {
     ("torch", "Tensor"): "torch",
     ("torch.nn.parameter", "Parameter"): "torch",
     ("dask.array.core", "Array"): "dask",
+    ("ndonnx._array", "Array"): "ndonnx",
 }
 
 _KERNELS: dict[type, ModuleType] = {}
