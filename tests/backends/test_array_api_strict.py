@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import array_api_strict as xp
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from xaffine import AffineLayer, affine, affine_backward, affine_vjp, backends
 
@@ -19,6 +21,19 @@ def test_results_stay_on_the_device(backend: Any, name: str) -> None:
     for result in (y, *vjp(dy)):
         assert result.device == device
     assert backend.to_numpy(y).tolist() == [[7] * 4] * 2
+
+
+def test_layer_is_made_on_the_device(tmp_path: Path) -> None:
+    first, second = xp.Device("device1"), xp.Device("device2")
+    layer = AffineLayer.random(3, 4, xp="array-api-strict", device=first)
+    layer.save(tmp_path / "own")
+    save_file({"weight": np.ones((4, 3), "float32"), "bias": np.ones(4, "float32")}, tmp_path / "linear")
+    elsewhere = AffineLayer.load(tmp_path / "own", xp="array-api-strict", device=second)
+    linear = AffineLayer.load_linear(tmp_path / "linear", xp="array-api-strict", device=second)
+    for made, device in ((layer, first), (elsewhere, second), (linear, second)):
+        assert made.W.device == made.b.device == device
+    with pytest.raises(ValueError, match="not in 'float64'"):
+        AffineLayer.random(3, 4, xp="array-api-strict", device=xp.Device("no_float64"), dtype="float64")
 
 
 def test_arrays_on_two_devices_are_refused() -> None:

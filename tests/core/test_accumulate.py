@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 
+import xaffine.layer
 from tests.helpers import case_on, layer_of_ones
-from xaffine import AffineLayer
+from xaffine import AffineLayer, backends
 from xaffine.backends import Backend
 from xaffine.testing import make_case
 from xaffine.testing.cases import Case
@@ -117,7 +119,7 @@ def test_failure_changes_nothing(backend: Backend, device: Any) -> None:
     before = backend.to_numpy(layer.dW).copy()
     with pytest.raises(ValueError, match=r"must have one shape: the db that is there is .*layer\.db = None first"):
         layer.backward(dy, accumulate=True)
-    with pytest.raises(ValueError, match="accumulate adds to dW and db in place, and out names other places"):
+    with pytest.raises(ValueError, match=r"^accumulate adds .* places for them: leave out one of the two$"):
         layer.backward(dy, accumulate=True, out=(None, None, None))
     with pytest.raises(ValueError, match="wrt names the gradients wanted"):
         layer.backward(dy, wrt=("y",), accumulate=True)
@@ -125,3 +127,30 @@ def test_failure_changes_nothing(backend: Backend, device: Any) -> None:
     with pytest.raises(TypeError, match="the db that is there is no array"):
         layer.backward(dy, accumulate=True)
     assert np.array_equal(backend.to_numpy(layer.dW), before)
+
+
+def test_sum_is_of_the_dtype_of_the_gradient_that_is_there() -> None:
+    layer, x = layer_of_ones(backends.get("numpy"), None, "float32", N=2)
+    layer.dW, layer.db = np.ones((1, 1)), None
+    layer.backward(x, accumulate=True)
+    assert (layer.dW.dtype, layer.dW.tolist()) == (np.float64, [[3]])
+
+
+@pytest.mark.parametrize("writable", [True, False])
+def test_sum_of_halves_is_a_half_beside_one_in_float32(writable: bool) -> None:
+    layer, x = layer_of_ones(backends.get("numpy"), None, "float16", N=2)
+    layer.backward(x)
+    layer.dW.flags.writeable = writable
+    layer.backward(x, accumulate=True)
+    assert (layer.dW.dtype, layer.dW.tolist()) == (np.float16, [[4]])
+    assert {wide.dtype for wide in layer._wide_sums()} == {np.dtype("float32")}
+
+
+def test_library_is_told_the_device_of_the_sum(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Any] = []
+    monkeypatch.setattr(xaffine.layer, "on_device_of", lambda array: [told.append(array), nullcontext()][1])
+    layer, x = layer_of_ones(backends.get("numpy"), None, "float32", N=2)
+    layer.backward(x)
+    layer.backward(x, wrt="W", accumulate=True)
+    assert len(told) == 1
+    assert told[0] is layer.dW

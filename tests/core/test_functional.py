@@ -253,6 +253,14 @@ class TestCompiled:
         assert [name for name, *_ in calls] == ["forward", "backward"]
 
 
+def test_kernel_is_found_by_the_type_of_an_array(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "_KERNELS", {})
+    for _ in range(2):  # the second time without a search
+        assert kernel_of(np.ones(2)) is functional.numpy_kernel
+        assert kernel_of(np.ones(2).view(Relative)) is standard
+    assert {np.ndarray: functional.numpy_kernel, Relative: standard} == kernels._KERNELS
+
+
 def test_compiler_is_found_by_the_type_of_an_array(monkeypatch: pytest.MonkeyPatch) -> None:
     jit = object()
     monkeypatch.setitem(sys.modules, "jax", SimpleNamespace(jit=jit))
