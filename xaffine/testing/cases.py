@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from array_api_compat import is_jax_namespace, is_ndonnx_namespace, is_pydata_sparse_namespace
 
 from xaffine.testing.bounds import Summation, exact_integers, rounding_bound, sums_of_products, usual_summation
 
@@ -31,6 +32,10 @@ FEATURES = {
     "empty": "N, n and m may be 0",
 }
 """What an implementation may declare that it supports, in a collection called ``supports``, beside names of dtypes."""
+
+
+# Their arrays have no memory that could be laid out in another way, and each way would be compiled for every shape.
+_WITHOUT_LAYOUTS = (is_jax_namespace, is_ndonnx_namespace, is_pydata_sparse_namespace)
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +90,8 @@ class Operand:
             native = backend.from_numpy(array, device=device)
             return native if array.dtype.name == self.dtype else xp.astype(native, backend.dtype(self.dtype))
 
+        if any(is_such(xp) for is_such in _WITHOUT_LAYOUTS):
+            return convert(values)
         if self.layout == "Fortran":
             return xp.permute_dims(convert(values.T), tuple(reversed(range(values.ndim))))
         if self.layout == "reversed":
