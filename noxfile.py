@@ -24,6 +24,7 @@ nox.needs_version = ">=2025.5"
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 BACKENDS = ("numpy", "array-api-strict", "torch", "jax", "dask", "sparse", "ndonnx", "cupy")
 COVERED = ("numpy", "array-api-strict", "torch", "jax", "dask", "ndonnx", "cupy")
+PARALLEL = ("-n", "auto", "--dist", "worksteal")
 SITE = "docs/_build/html"
 # What takes longer, or tests other versions, is run by CI: .ci/run.
 nox.options.sessions = ["lint", *(f"tests({name})" for name in BACKENDS), "coverage", "docs", "build"]
@@ -81,7 +82,7 @@ def tests(session: nox.Session, backend: str) -> None:
     if backend in COVERED:
         arguments += ["--cov", "--cov-report=", "--cov-fail-under=0"]  # the coverage session judges
     data = {"COVERAGE_FILE": str(Path(f".coverage.{backend}").resolve())}
-    session.run(python, "-m", "pytest", "-n", "auto", *arguments, *session.posargs, env=data, external=True)
+    session.run(python, "-m", "pytest", *PARALLEL, *arguments, *session.posargs, env=data, external=True)
 
 
 @nox.session(venv_backend="none")
@@ -89,7 +90,7 @@ def distributed(session: nox.Session) -> None:
     """Run the tests that start clusters, meshes and processes, and kill some of them (two to five minutes)."""
     groups = nox.project.dependency_groups(PYPROJECT, "distributed")
     python = environment(session, "shared", "-e", ".[cli,testing]", *groups)
-    session.run(python, "-m", "pytest", "-n", "auto", "tests/distributed", *session.posargs, external=True)
+    session.run(python, "-m", "pytest", *PARALLEL, "tests/distributed", *session.posargs, external=True)
 
 
 @nox.session(venv_backend="none")
@@ -108,7 +109,7 @@ def docs(session: nox.Session) -> None:
     python = environment(session, "shared", "-e", ".[cli,testing,plot,io]", *groups)
     build = [python, "-m", "sphinx", "-W", "--keep-going", "-E", "-d", "docs/_build/doctrees", "docs", SITE]
     session.run(*build, env={"JAX_PLATFORMS": "cpu"}, external=True)  # or it says on stderr that it could use a GPU
-    session.run(python, "-m", "pytest", "-n", "auto", "docs/tests", "--site", SITE, external=True)
+    session.run(python, "-m", "pytest", *PARALLEL, "docs/tests", "--site", SITE, external=True)
 
 
 @nox.session

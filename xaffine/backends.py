@@ -355,6 +355,8 @@ _REGISTRY = {
             _library="jax",
             _namespace="jax.numpy",
             _halves=("bfloat16", "float16"),
+            # jax.numpy.asarray compiles a program for each shape.
+            _from_numpy=lambda array: importlib.import_module("jax").device_put(array),
             _wait=lambda array: array.block_until_ready(),
             _full_precision=lambda jax: [
                 jax.config.update("jax_enable_x64", True),
