@@ -119,7 +119,7 @@ def test_failure_changes_nothing(backend: Backend, device: Any) -> None:
     before = backend.to_numpy(layer.dW).copy()
     with pytest.raises(ValueError, match=r"must have one shape: the db that is there is .*layer\.db = None first"):
         layer.backward(dy, accumulate=True)
-    with pytest.raises(ValueError, match=r"^accumulate adds .* places for them: leave out one of the two$"):
+    with pytest.raises(ValueError, match=r"^accumulate adds to dW and db .* for them: leave out one of the two$"):
         layer.backward(dy, accumulate=True, out=(None, None, None))
     with pytest.raises(ValueError, match="wrt names the gradients wanted"):
         layer.backward(dy, wrt=("y",), accumulate=True)

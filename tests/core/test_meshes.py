@@ -100,6 +100,21 @@ def test_backward(monkeypatch: pytest.MonkeyPatch, operands: Any, wrt: Any) -> N
     assert splits == Gradients(*(None if name is None else mesh.split(name) for name in wanted))
 
 
+def test_buffers_reach_what_runs_on_the_mesh(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There arrays of JAX are refused, which would be dropped in silence otherwise."""
+    dy, x, W, b = (np.ones(shape).view(Subclass) for shape in ((2, 3), (2, 4), (4, 3), (3,)))
+    y, out = np.empty_like(dy), tuple(map(np.empty_like, (x, W, b)))
+    for call, buffers in (
+        (lambda: (affine(x, W, b, out=y),), (y,)),
+        (lambda: affine_backward(dy, x, W, b, out=out), out),
+    ):
+        mesh = Mesh(dy=dy, x=x, W=W, b=b)
+        monkeypatch.setattr(functional, "automatic", mesh.automatic)
+        monkeypatch.setattr(functional, "split_of", mesh.split_of)
+        assert all(result is buffer for result, buffer in zip(call(), buffers, strict=True))
+        assert len(mesh.calls) == 1
+
+
 @pytest.mark.parametrize("missing", [(), ("x_dot",), ("W_dot",), ("x_dot", "W_dot"), ("b_dot",)], ids=str)
 def test_tangent(monkeypatch: pytest.MonkeyPatch, operands: Any, missing: Any) -> None:
     k, arrays = operands
