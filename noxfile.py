@@ -133,7 +133,7 @@ def build(session: nox.Session) -> None:
 
 @nox.session
 def mutants(session: nox.Session) -> None:
-    """Mutate the mathematics and require that the tests notice (an hour and a half; ``-- curvature`` one module)."""
+    """Mutate the mathematics and require that the tests notice (an hour; ``-- curvature`` one module)."""
     project = PYPROJECT["project"]
     extras = project["optional-dependencies"]
     session.install(*project["dependencies"], *extras["cli"], *extras["testing"])
