@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[1]
 _ABOUT_CALLS = ("shapes", "errors", "functional", "jvp", "meshes", "accumulate")
 CALLS = ["test_affine_layer.py", *(f"core/test_{name}.py" for name in _ABOUT_CALLS)]
 KERNELS = ["test_affine_layer.py", "core/test_functional.py", "backends/test_kernels.py"]
-# The modules that are mutated, of the kernels those that the judges run, each with the quick tests that judge it.
+# The modules that are mutated, of the kernels the standard one and NumPy's, each with the quick tests that judge it.
 TESTS = {
     "functional": CALLS,
     "shapes": CALLS,
@@ -49,9 +49,6 @@ LEFT_OUT = [
     "backends/test_torch.py::test_compiled_peer_is_right",
     "backends/test_torch.py::test_compiles_as_one_graph",
     "backends/test_torch.py::test_compiles_before_anything_else_ran",
-    "core/test_digits.py",
-    "core/test_docstrings.py::test_examples_of_the_docstrings_run[xaffine.testing.runner]",
-    "core/test_docstrings.py::test_examples_of_the_docstrings_run[xaffine.testing.strategies]",
     "core/test_per_sample.py::test_memory_stays_small_at_scale",
     "core/test_storage.py::TestReading::test_ten_thousand_corrupted_files",
 ]

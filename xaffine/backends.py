@@ -71,7 +71,7 @@ class Backend:
     _inexact: tuple[str, ...] = ()
     _not_on_gpus: tuple[str, ...] = ()
     _to_numpy: Callable[[Array], Any] = np.asarray
-    _from_numpy: Callable[[np.ndarray], Any] = np.asarray
+    _from_numpy: Callable[[np.ndarray, Any], Any] = lambda array, _: np.asarray(array)
     _devices: Callable[[ModuleType], Sequence[Any]] = _standard_devices
     _why_unusable: Callable[[ModuleType], str | None] = _nothing
     _wait: Callable[[Array], Any] = _nothing
@@ -192,7 +192,7 @@ class Backend:
         >>> get("numpy").from_numpy(np.ones((2, 3))).shape
         (2, 3)
         """
-        return self.xp.asarray(self._from_numpy(array), device=device)
+        return self.xp.asarray(self._from_numpy(array, device), device=device)
 
     def from_values(self, values: np.ndarray, dtype: str, *, device: Any = None) -> Array:
         """An array of this library with values of NumPy in a dtype, bfloat16 included, and memory of its own.
@@ -341,7 +341,7 @@ _REGISTRY = {
             _not_on_gpus=("int8", "int16", "int32", "int64", "uint8"),  # there torch has no products of integers
             _to_numpy=_torch_to_numpy,
             # torch refuses negative strides and warns of read-only memory: hand it a plain copy.
-            _from_numpy=lambda array: np.array(array, order="C"),
+            _from_numpy=lambda array, _: np.array(array, order="C"),
             _devices=lambda xp: [
                 xp.device("cpu"), *(xp.device("cuda", i) for i in range(xp.cuda.device_count()))
             ],
@@ -355,8 +355,10 @@ _REGISTRY = {
             _library="jax",
             _namespace="jax.numpy",
             _halves=("bfloat16", "float16"),
-            # jax.numpy.asarray compiles a program for each shape.
-            _from_numpy=lambda array: importlib.import_module("jax").device_put(array),
+            # jax.numpy.asarray compiles a program for each shape. What device_put takes may become the array: a copy.
+            _from_numpy=lambda array, device: importlib.import_module("jax").device_put(
+                np.array(array, order="C"), device
+            ),
             _wait=lambda array: array.block_until_ready(),
             _full_precision=lambda jax: [
                 jax.config.update("jax_enable_x64", True),
@@ -373,7 +375,7 @@ _REGISTRY = {
             _to_numpy=lambda array: array.compute(),
             _wait=lambda array: array.compute(),
             # Automatic chunks divide by zero on some empty shapes (dask 2026.8).
-            _from_numpy=lambda array: importlib.import_module("dask.array").from_array(
+            _from_numpy=lambda array, _: importlib.import_module("dask.array").from_array(
                 array, chunks="auto" if array.size else -1
             ),
         ),

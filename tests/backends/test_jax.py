@@ -343,3 +343,11 @@ def test_fuzzing_keeps_nothing_that_is_compiled(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(jax, "clear_caches", lambda: calls.append(None))
     assert fuzz.main(["--backend", "jax", "--cases", "5", "--seed", "0"]) == 0
     assert len(calls) == 2  # after each property that has all of its cases
+
+
+def test_arrays_from_numpy_have_memory_of_their_own(backend: Any) -> None:
+    for _ in range(20):  # whether jax.device_put takes over memory depends on its address
+        source = np.ones((64, 64), "float32")
+        array = backend.from_numpy(source)
+        source[...] = 2
+        assert float(array.max()) == 1

@@ -60,7 +60,9 @@ def test_kernel_agrees_with_the_standard_one(backend: Backend, device: Any, kern
     if kernel is standard:
         pytest.skip("this library runs the standard kernel itself")
     if backend.name == "ndonnx":
-        pytest.skip("a product of the standard kernel takes ndonnx half a second; the properties test its own one")
+        pytest.skip(
+            "the standard kernel takes ndonnx half a second a product; the properties test its kernel"
+        )
     assert_agree(kernel, standard, values, backend, device)
 
 

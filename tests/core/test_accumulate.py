@@ -146,7 +146,7 @@ def test_sum_of_halves_is_a_half_beside_one_in_float32(writable: bool) -> None:
     assert {wide.dtype for wide in layer._wide_sums()} == {np.dtype("float32")}
 
 
-def test_library_is_told_the_device_of_the_sum(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sums_are_computed_on_their_device(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[Any] = []
     monkeypatch.setattr(xaffine.layer, "on_device_of", lambda array: [told.append(array), nullcontext()][1])
     layer, x = layer_of_ones(backends.get("numpy"), None, "float32", N=2)

@@ -436,7 +436,7 @@ class TestOut:
         for buffer, exact in zip(buffers, case.exact().values(), strict=True):
             assert np.array_equal(buffer, exact.value)
 
-    def test_kernel_fills_them_itself(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_kernel_gets_the_memory_of_the_buffers(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """A result beside a buffer would take its memory once more."""
         filled: list[Any] = []
 
@@ -509,7 +509,7 @@ def test_gradients_have_the_dtypes_of_their_operands(one: int, others: str) -> N
         assert np.array_equal(gradient, case.exact()[name].value)
 
 
-def test_library_is_told_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_is_computed_on_the_device_of_x(monkeypatch: pytest.MonkeyPatch) -> None:
     """CuPy allocates and multiplies on the current device, wherever its operands are."""
     told: list[Any] = []
 

@@ -143,3 +143,9 @@ def test_bad_input_is_refused(ones: Any) -> None:
         affine_jvp((x, W, b), (ones(2, 3, dtype="int32"), None, None))
     with pytest.raises(TypeError, match="x_dot is no array"):
         affine_jvp((x, W, b), (3.0, None, None))
+
+
+def test_tangent_of_y_has_its_dtype_also_where_the_direction_is_wider() -> None:
+    x, W = np.ones((2, 3), "float32"), np.ones((3, 4), "float32")
+    y, y_dot = affine_jvp((x, W), (np.ones((2, 3)), None))
+    assert (y.dtype, y_dot.dtype, y_dot.tolist()) == (np.float32, np.float32, [[3] * 4] * 2)

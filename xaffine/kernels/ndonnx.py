@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["backward", "forward"]
 
-_NARROW = (ndx.int8, ndx.uint8, ndx.int16, ndx.uint16)  # ONNX multiplies wider integers alone
+_NARROW = (ndx.int8, ndx.uint8, ndx.int16, ndx.uint16)  # MatMul of ONNX takes no such integers
 
 
 def forward(x: ndx.Array, W: ndx.Array, b: ndx.Array | None, out: Any = None) -> ndx.Array:  # noqa: ARG001 - not fillable
@@ -42,12 +42,12 @@ def backward(
     )
 
 
-def _product(a: ndx.Array, b: ndx.Array) -> ndx.Array:
-    extents = (*a.shape, *b.shape)
+def _product(left: ndx.Array, right: ndx.Array) -> ndx.Array:
+    extents = (*left.shape, *right.shape)
     if None in extents:  # not known yet
-        return a @ b
+        return left @ right
     if 0 in extents:
-        return ndx.zeros((a.shape[0], b.shape[1]), dtype=a.dtype)
-    if a.dtype in _NARROW:
-        return _product(a.astype(ndx.int32), b.astype(ndx.int32)).astype(a.dtype)
-    return ndx.asarray(onnx.matmul(a.unwrap_spox(), b.unwrap_spox()))
+        return ndx.zeros((left.shape[0], right.shape[1]), dtype=left.dtype)
+    if left.dtype in _NARROW:
+        return _product(left.astype(ndx.int32), right.astype(ndx.int32)).astype(left.dtype)
+    return ndx.asarray(onnx.matmul(left.unwrap_spox(), right.unwrap_spox()))

@@ -34,7 +34,7 @@ FEATURES = {
 """What an implementation may declare that it supports, in a collection called ``supports``, beside names of dtypes."""
 
 
-# Their arrays have no memory that could be laid out in another way, and each way would be compiled for every shape.
+# They have no strided views: another layout would only add operations, which JAX compiles for every shape.
 _WITHOUT_LAYOUTS = (is_jax_namespace, is_ndonnx_namespace, is_pydata_sparse_namespace)
 
 
