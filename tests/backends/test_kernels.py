@@ -60,9 +60,7 @@ def test_kernel_agrees_with_the_standard_one(backend: Backend, device: Any, kern
     if kernel is standard:
         pytest.skip("this library runs the standard kernel itself")
     if backend.name == "ndonnx":
-        pytest.skip(
-            "the standard kernel takes ndonnx half a second a product; the properties test its kernel"
-        )
+        pytest.skip("the standard kernel takes ndonnx half a second a product; the properties test its kernel")
     assert_agree(kernel, standard, values, backend, device)
 
 
