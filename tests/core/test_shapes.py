@@ -1,10 +1,12 @@
-"""Extents that a lazy library does not know: stand-ins for its arrays, so that no such library is needed."""
+"""Extents that a lazy library does not know, and what checks say, with stand-ins so that no such library is needed."""
 
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from xaffine import shapes
@@ -64,3 +66,24 @@ def test_lazy_arrays_are_not_probed(monkeypatch: pytest.MonkeyPatch) -> None:
     for question in ("is_writeable_array", "is_dask_array"):
         monkeypatch.setattr(f"array_api_compat.{question}", lambda _: True)
     assert shapes.is_writable(Lazy(None, 3))  # which a probe could not write to
+
+
+def test_nested_tensors_are_named() -> None:
+    nested = SimpleNamespace(is_nested=True)
+    words = r"^x and W must have one extent along each axis, and x is a nested tensor\. .* torch\.cat\(x\.unbind\(\)\)$"
+    with pytest.raises(TypeError, match=words):
+        shapes.check(nested, nested, None, None)
+
+
+def test_parameters_are_of_one_kind() -> None:
+    with pytest.raises(TypeError, match="the dtypes must be of one kind"):
+        shapes.check_parameters(np.ones((2, 3)), np.ones(3, int))
+
+
+def test_why_dtypes_do_not_promote_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def promote(*_: Any) -> Any:
+        raise TypeError("not these\n  two")
+
+    monkeypatch.setattr(shapes, "promote", promote)
+    with pytest.raises(TypeError, match=r"no common dtype of the same kind .* \(not these two\)\. Cast"):
+        shapes.check(np.ones((2, 3), "float32"), np.ones((3, 4)), None, None)
