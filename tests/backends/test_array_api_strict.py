@@ -42,9 +42,9 @@ def test_arrays_on_two_devices_are_refused() -> None:
     with pytest.raises(ValueError, match=r"two devices.*device1.*device2.*Move them to one"):
         affine(x, W, b)
     with pytest.raises(ValueError, match="two devices"):
-        affine_backward(xp.ones((2, 4), device=there), x, W)
+        affine_backward(xp.ones((2, 4), device=there, dtype=x.dtype), x, W)  # by default it has another
     with pytest.raises(ValueError, match="out must be on the device of the operands"):
-        affine(x, W, out=xp.ones((2, 4), device=there))
+        affine(x, W, out=xp.ones((2, 4), device=there, dtype=x.dtype))
 
 
 @pytest.mark.parametrize("version", ["2022.12", "2023.12", "2024.12"])
