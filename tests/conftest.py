@@ -29,7 +29,7 @@ TESTS = Path(__file__).parent
 EXAMPLES = {"numpy": 250, "jax": 15, "dask": 30, "ndonnx": 4, "sparse": 30}
 # Files that some backends cannot run, with those that can.
 SOME_BACKENDS = {
-    "core/test_digits.py": set(backends.names()) - {"sparse", "ndonnx"},  # no softmax; a third of a second a product
+    "core/test_digits.py": set(backends.names()) - {"sparse", "ndonnx"},  # no softmax; a third of a second a step
     "testing/test_peers.py": {"numpy", "torch", "jax"},  # the libraries that people write such layers with
 }
 OF_ONE_BACKEND = {f"backends/test_{name.replace('-', '_')}.py": {name} for name in backends.names()}

@@ -2,8 +2,7 @@
 
 ``nox -s mutants`` runs this, ``nox -s mutants -- curvature kernels/numpy`` for some modules alone. The tests on NumPy
 judge every mutant, those on each further backend the mutants that got past the ones before. A mutant that gets past
-all of them must stand in ``equivalent_mutants.toml`` with the reason why it computes the same; an entry there that no
-mutant matches is an error.
+all of them must stand in ``equivalent_mutants.toml`` with the reason. An entry there without a mutant is an error.
 """
 
 from __future__ import annotations

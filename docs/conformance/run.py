@@ -36,7 +36,7 @@ PEERS = {
     "thinc Linear": ("thinc_linear", "numpy"),
 }
 HALVES = ("float16", "bfloat16")
-# Fewer where every new shape is compiled, or any product takes a third of a second.
+# Fewer where every new shape is compiled, or any operation takes milliseconds.
 EXAMPLES = {"jax": 20, "ndonnx": 3}
 MARKS = {True: "holds", False: "**fails**"}
 

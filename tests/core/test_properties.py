@@ -77,7 +77,7 @@ class OfMemoryMaps(OfSubclasses):
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     # The functional forms share the code of the layer. jax compiles every product of a new shape, and ndonnx takes
-    # a third of a second for any: there the layer alone is drawn for.
+    # milliseconds for any operation: there the layer alone is drawn for.
     backend = metafunc.config.getoption("backend")
     makes = [AffineLayer] if backend in ("jax", "ndonnx") else [*FORMS]
     makes += [OfSubclasses, OfMemoryMaps] if backend == "numpy" else []
