@@ -15,9 +15,10 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable, Sequence  # noqa: TC003 - fields of a dataclass
+from collections.abc import Callable, Collection, Sequence  # noqa: TC003 - fields of a dataclass
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import pairwise
 from types import ModuleType  # noqa: TC003 - likewise
 from typing import Any, TypeAlias
 
@@ -25,9 +26,9 @@ import array_api_compat
 import numpy as np
 
 __all__ = [
-    "Array", "Backend", "backend_of", "detached", "device_of", "dtype_name", "get", "installed", "is_copyable",
-    "is_gpu", "is_half", "is_of_kind", "is_recorded", "library_of", "memory_of", "move", "names", "namespace_of",
-    "on_device_of", "overlap", "share_memory",
+    "Array", "Backend", "are_apart", "backend_of", "computing_with", "detached", "device_of", "dtype_name", "get",
+    "installed", "is_copyable", "is_gpu", "is_half", "is_of_kind", "is_recorded", "library_of", "memory_of", "move",
+    "names", "namespace_of", "on_device_of", "overlap", "share_memory",
 ]  # fmt: skip
 
 Array: TypeAlias = Any
@@ -69,9 +70,10 @@ class Backend:
     _namespace: str
     _halves: tuple[str, ...] = ()
     _inexact: tuple[str, ...] = ()
-    _not_on_gpus: tuple[str, ...] = ()
+    _not_on: Callable[[Any], tuple[str, ...]] = lambda _: ()
     _to_numpy: Callable[[Array], Any] = np.asarray
     _from_numpy: Callable[[np.ndarray, Any], Any] = lambda array, _: np.asarray(array)
+    _to_device: Callable[[Array, Any], Array] = array_api_compat.to_device
     _devices: Callable[[ModuleType], Sequence[Any]] = _standard_devices
     _why_unusable: Callable[[ModuleType], str | None] = _nothing
     _wait: Callable[[Array], Any] = _nothing
@@ -144,8 +146,8 @@ class Backend:
         ['uint16', 'uint32', 'uint64', 'uint8']
         """
         numeric = self.xp.__array_namespace_info__().dtypes(kind="numeric", device=device)
-        missing = {"bool", *self._inexact, *(self._not_on_gpus if is_gpu(device) else ())}
-        return [*filter(self._has, self._halves), *sorted(set(numeric) - missing)]
+        missing = {"bool", *self._inexact, *self._not_on(device)}
+        return [name for name in (*filter(self._has, self._halves), *sorted(numeric)) if name not in missing]
 
     def dtype(self, name: str) -> Any:
         """The dtype of that name, as this library has it.
@@ -218,7 +220,8 @@ class Backend:
         """
         host = values.astype("float32" if dtype == "bfloat16" else dtype)
         native = self.from_numpy(host, device=device)
-        return self.xp.astype(native, self.dtype(dtype)) if dtype == "bfloat16" else native
+        with on_device_of(native):
+            return self.xp.astype(native, self.dtype(dtype)) if dtype == "bfloat16" else native
 
     def to_numpy(self, array: Array) -> np.ndarray:
         """A NumPy array with the values of an array of this library, from whatever device it is on.
@@ -305,6 +308,19 @@ def _compute_torch_in_full(torch: ModuleType) -> None:
         setattr(torch.backends.cuda.matmul, f"allow_{half}_reduced_precision_reduction", False)
 
 
+def _not_on_cuda(device: Any) -> tuple[str, ...]:
+    """What CuPy lacks on a device, the current one by default: before compute capability 8.0 cuBLAS has no bfloat16."""
+    device = importlib.import_module("cupy").cuda.Device() if device is None else device
+    return ("bfloat16",) if int(device.compute_capability) < 80 else ()
+
+
+def _to_cuda_device(array: Array, device: Any) -> Array:
+    """A copy on another device: CuPy copies no memory with gaps from one device to another."""
+    with on_device_of(array):
+        dense = importlib.import_module("cupy").ascontiguousarray(array)
+    return array_api_compat.to_device(dense, device)
+
+
 def _compute_cupy_in(cupy: ModuleType, name: str) -> None:
     linalg = importlib.import_module("cupy._core._routines_linalg")
     linalg.set_compute_type(cupy.float32, getattr(linalg, name))
@@ -326,7 +342,9 @@ _REGISTRY = {
             _library="cupy",
             _namespace="array_api_compat.cupy",
             _halves=("bfloat16", "float16"),
+            _not_on=_not_on_cuda,
             _to_numpy=lambda array: array.get(),
+            _to_device=_to_cuda_device,
             _why_unusable=_why_cupy_is_unusable,
             _wait=lambda array: array.device.synchronize(),
             _full_precision=lambda cupy: _compute_cupy_in(cupy, "COMPUTE_TYPE_DEFAULT"),
@@ -338,7 +356,8 @@ _REGISTRY = {
             _library="torch",
             _namespace="array_api_compat.torch",
             _halves=("bfloat16", "float16"),
-            _not_on_gpus=("int8", "int16", "int32", "int64", "uint8"),  # there torch has no products of integers
+            # There torch has no products of integers.
+            _not_on=lambda device: ("int8", "int16", "int32", "int64", "uint8") if is_gpu(device) else (),
             _to_numpy=_torch_to_numpy,
             # torch refuses negative strides and warns of read-only memory: hand it a plain copy.
             _from_numpy=lambda array, _: np.array(array, order="C"),
@@ -596,7 +615,8 @@ def move(array: Array, backend: Backend, *, device: Any = None, dtype: str | Non
     backend : Backend
         Where to.
     device : optional
-        One of the backend's devices; by default where the array is, or the default one of another library.
+        One of the backend's devices; by default where the array is, also in another library if it has that GPU; else
+        the default one.
     dtype : str, optional
         By default that of the array.
 
@@ -631,14 +651,17 @@ def move(array: Array, backend: Backend, *, device: Any = None, dtype: str | Non
     if source is not backend:
         array = _carried(_whole(array), source, backend, name)
     if device is not None and device_of(array) != device:
-        array = array_api_compat.to_device(array, device)
-    return array if dtype_name(array.dtype) == name else backend.xp.astype(array, backend.dtype(name))
+        array = backend._to_device(array, device)
+    with on_device_of(array):
+        return array if dtype_name(array.dtype) == name else backend.xp.astype(array, backend.dtype(name))
 
 
 def _carried(array: Array, source: Backend, backend: Backend, dtype: str) -> Array:
     """A copy of an array in another library, on whatever device; by way of the host in that dtype."""
     try:
-        return backend.xp.asarray(backend.xp.from_dlpack(array), copy=True)
+        shared = backend.xp.from_dlpack(array)
+        with on_device_of(shared):
+            return backend.xp.asarray(shared, copy=True)
     except Exception:  # one of them has no DLPack, or none for this dtype, device, or read-only memory
         return backend.from_values(np.array(source.to_numpy(array)), dtype)
 
@@ -768,10 +791,9 @@ def device_of(array: Array) -> Any:
 
 
 def on_device_of(array: Array) -> AbstractContextManager[Any]:
-    """What to enter before computing with an array, so that results are on its device and in its dtype.
+    """What to enter before making arrays that belong beside an array, so that they are on its device.
 
-    CuPy computes on the current device, which need not be that of its operands, and ``torch.autocast`` makes torch
-    round the factors of products to half precision.
+    CuPy makes arrays on the current device, which need not be that of its operands.
 
     Parameters
     ----------
@@ -781,20 +803,41 @@ def on_device_of(array: Array) -> AbstractContextManager[Any]:
     Returns
     -------
     context manager
-        The device of a CuPy array; for a torch tensor one that suspends autocast; else one that does nothing.
+        The device of a CuPy array; for other arrays one that does nothing.
 
     Examples
     --------
-    >>> with on_device_of(np.ones(2)):  # of a CuPy array, its device
+    >>> x = np.ones(2)
+    >>> with on_device_of(x):  # of a CuPy array, its device
+    ...     ones = np.ones_like(x)
+    """
+    return array.device if array_api_compat.is_cupy_array(array) else nullcontext()
+
+
+def computing_with(array: Array) -> AbstractContextManager[Any]:
+    """What to enter before computing with an array, so that results are on its device and in its dtype.
+
+    ``torch.autocast`` makes torch round the factors of products to half precision.
+
+    Parameters
+    ----------
+    array
+        Of any library.
+
+    Returns
+    -------
+    context manager
+        As `on_device_of`; for a torch tensor one that suspends autocast.
+
+    Examples
+    --------
+    >>> with computing_with(np.ones(2)):
     ...     y = np.ones(2) + 1
     """
-    place: AbstractContextManager[Any] = nullcontext()
-    if array_api_compat.is_cupy_array(array):
-        place = array.device
-    elif array_api_compat.is_torch_array(array) and (kind := array.device.type) != "meta":  # which autocast rejects
+    if array_api_compat.is_torch_array(array) and (kind := array.device.type) != "meta":  # which autocast rejects
         torch = sys.modules["torch"]  # as Dynamo can trace it
-        place = torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else place
-    return place
+        return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+    return on_device_of(array)
 
 
 def share_memory(a: Array, b: Array) -> bool:
@@ -848,6 +891,29 @@ def overlap(first: Any, second: Any, *, same: bool = False) -> bool:
     elif not isinstance(first, np.ndarray) or not isinstance(second, np.ndarray):
         return first is second and not same
     return _overlaps_itself(first) if same else np.shares_memory(np.asarray(first), np.asarray(second))
+
+
+def are_apart(memories: Collection[Any]) -> bool:
+    """Whether a glance at some of `memory_of` shows that no two have an address in common, nor elements of one.
+
+    Parameters
+    ----------
+    memories
+        As from `memory_of`.
+
+    Returns
+    -------
+    bool
+        True if they are blocks without gaps that lie one after the other. False if it takes `overlap` to tell.
+
+    Examples
+    --------
+    >>> x = np.zeros(6)
+    >>> are_apart([x[:3], x[3:]])  # of NumPy no addresses are known
+    False
+    """
+    blocks = sorted((m.low, m.high) for m in memories if isinstance(m, _Memory) and m.contiguous)
+    return len(blocks) == len(memories) and all(high <= low for (_, high), (low, _) in pairwise(blocks))
 
 
 def _overlaps_itself(memory: np.ndarray | _Memory) -> bool:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
-from xaffine.backends import Array, is_half, is_of_kind, namespace_of, on_device_of
+from xaffine.backends import Array, computing_with, is_half, is_of_kind, namespace_of, on_device_of
 from xaffine.functional import Gradients, affine_backward, along, triple
 from xaffine.kernels import kernel_of, standard
 from xaffine.meshes import automatic, split_of
@@ -112,7 +112,7 @@ def affine_double_backward(
         )
     xp, k = namespace_of(x), operands.n_batch_axes
     of_dy = along(operands, by_dx, by_dW, by_db, dtype, dy.dtype)
-    with on_device_of(x):
+    with computing_with(x):
         # dy ḡWᵀ and ḡxᵀ dy are the dx and the dW of a layer at the point (ḡx, ḡW).
         at_x, at_W = (x if by_dx is None else by_dx), (W if by_dW is None else by_dW)
         matrices = cast(xp, flatten(xp, dy, k), dtype), cast(xp, flatten(xp, at_x, k), dtype), cast(xp, at_W, dtype)
@@ -180,7 +180,9 @@ def gauss_newton_vector_product(
     x_dot, W_dot, b_dot = triple("vector", vector)
     dtype = check_tangents(operands, {"x_dot": x_dot, "W_dot": W_dot, "b_dot": b_dot})
     y_dot = along(operands, x_dot, W_dot, b_dot, dtype, operands.dtype)
-    return affine_backward(hessian_vector_product(y_dot), x, W, b, n_batch_axes=n_batch_axes, wrt=wrt)
+    with on_device_of(y_dot):
+        dy = hessian_vector_product(y_dot)
+    return affine_backward(dy, x, W, b, n_batch_axes=n_batch_axes, wrt=wrt)
 
 
 class KroneckerFactors(NamedTuple):
@@ -256,7 +258,7 @@ def kronecker_factors(
     if (call := automatic(dy=dy, x=x, W=W, b=b)) is not None:
         whole = (None, None)
         return call(partial(kronecker_factors, n_batch_axes=n_batch_axes), KroneckerFactors(whole, whole))
-    with on_device_of(x):
+    with computing_with(x):
         moments = []
         for array in (x, dy):
             matrix = flatten(xp, array, operands.n_batch_axes)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from xaffine.backends import Array, namespace_of, on_device_of, share_memory
+from xaffine.backends import Array, computing_with, namespace_of, share_memory
 from xaffine.kernels import compiler_for, kernel_of
 from xaffine.kernels import numpy as numpy_kernel
 from xaffine.meshes import automatic, split_of
@@ -323,7 +323,7 @@ def along(
         factors = cast(xp, flatten(xp, x, k), dtype), cast(xp, W, dtype)
         return kernel_of(*factors).forward(*factors, b)
 
-    with on_device_of(x):
+    with computing_with(x):
         bias = None if b_dot is None else cast(xp, b_dot, dtype)
         if x_dot is not None and W_dot is not None:
             y_dot = xp.add(product(x_dot, W, bias), product(x, W_dot, None))
@@ -391,7 +391,7 @@ def _forward(operands: Operands, out: Array | None) -> Array:
     if out is not None:
         check_out("out", out, x, y_shape, dtype)
         check_apart({"out": out}, x=x, W=W, b=b)
-    with on_device_of(x):
+    with computing_with(x):
         buffer = None if out is None else flatten(xp, out, k)
         b = None if b is None else cast(xp, b, dtype)
         x, W = flatten(xp, cast(xp, x, dtype), k), cast(xp, W, dtype)
@@ -413,7 +413,7 @@ def _backward(operands: Operands, dy: Array, out: Outs | None = None, wrt: Itera
     xp = namespace_of(x)
     if out is not None:
         _check_outs(out, dy, operands, wanted)
-    with on_device_of(x):
+    with computing_with(x):
         buffers = (None, None, None) if out is None else _fillable(xp, out, k, dtype)
         matrices = flatten(xp, cast(xp, dy, dtype), k), flatten(xp, cast(xp, x, dtype), k), cast(xp, W, dtype)
         dx, dW, db = kernel_of(*matrices).backward(*matrices, wanted, buffers)

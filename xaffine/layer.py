@@ -7,7 +7,7 @@ import pickle
 from typing import TYPE_CHECKING, Any
 
 from xaffine import backends, initializers
-from xaffine.backends import detached, is_copyable, is_half, is_recorded, namespace_of, on_device_of
+from xaffine.backends import computing_with, detached, is_copyable, is_half, is_recorded, namespace_of
 from xaffine.functional import OPERANDS, affine_vjp
 from xaffine.kernels import kernel_of
 from xaffine.shapes import cast, check_parameters, check_sum, describe, is_writable
@@ -251,7 +251,7 @@ class AffineLayer:
             return new, None
         xp = namespace_of(old)
         in_place = is_writable(old) and not is_recorded(old)
-        with on_device_of(old):
+        with computing_with(old):
             if is_half(old.dtype):
                 known, wide = self._sums.get(name, (None, None))
                 wide = cast(xp, detached(old), xp.float32) if known is not old or wide is None else wide

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import array_api_compat
 
-from xaffine.backends import Array, device_of, is_half, is_of_kind, namespace_of, on_device_of
+from xaffine.backends import Array, computing_with, device_of, is_half, is_of_kind, namespace_of
 from xaffine.functional import Gradients
 from xaffine.kernels import compiler_for, kernel_of
 from xaffine.kernels.standard import backward_W, sum_along
@@ -90,7 +90,7 @@ def per_sample_gradients(
         splits = PerSampleGradients(rows + split_of(W), None if b is None else rows + split_of(b))
         return call(partial(per_sample_gradients, n_batch_axes=n_batch_axes), splits)
     xp = namespace_of(x)
-    with on_device_of(x):
+    with computing_with(x):
         samples, gradients = (cast(xp, each, _wide(xp, dtype)) for each in _as_samples(xp, operands, dy))
         dW, db = _of_each(xp, samples, gradients), sum_along(gradients, 1, gradients.dtype)
         if operands.n_batch_axes == 0:
@@ -239,7 +239,7 @@ def _compile(compiler: Callable[..., Any], function: Callable[..., Any]) -> Call
 
 def _norms_of(dy: Array, x: Array, W: Array, b: Array | None, n_batch_axes: int | None) -> Array:
     operands, xp = check(x, W, b, n_batch_axes), namespace_of(x)
-    with on_device_of(x):
+    with computing_with(x):
         norms = []
         for samples, gradients in _blocks(xp, operands, dy):
             some = _measure(xp, samples, gradients, bias=b is not None)
@@ -258,7 +258,7 @@ def _clipped_sums(
     operands, xp = check(x, W, b, n_batch_axes), namespace_of(x)
     wanted = ("W",) if b is None else ("W", "b")
     sums: tuple[Any, ...] = ()
-    with on_device_of(x):
+    with computing_with(x):
         for samples, gradients in _blocks(xp, operands, dy):
             clipped = _clipped(xp, samples, gradients, bias=b is not None, max_norm=max_norm)
             matrices = _rows(xp, clipped), _rows(xp, samples), cast(xp, W, samples.dtype)

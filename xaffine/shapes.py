@@ -19,6 +19,7 @@ import numpy as np
 
 from xaffine.backends import (
     Array,
+    are_apart,
     device_of,
     dtype_name,
     is_of_kind,
@@ -205,6 +206,8 @@ def check_apart(buffers: dict[str, Array], **operands: Array | None) -> None:
         )
         raise TypeError(msg)
     memory = {name: memory_of(array) for name, array in arrays.items()}
+    if are_apart(memory.values()):
+        return
     for name, other in combinations_with_replacement(reversed(arrays), 2):
         if name in buffers and overlap(memory[name], memory[other], same=name == other):
             msg = (
@@ -233,10 +236,12 @@ def check_sum(name: str, old: Array, new: Array) -> None:
 
 def is_writable(array: Array) -> bool:
     """Whether elements of an array can be assigned."""
+    if array_api_compat.is_cupy_array(array):
+        return True  # CuPy has no read-only arrays.
     if not array_api_compat.is_writeable_array(array):
         return False
-    if type(array) is np.ndarray or array_api_compat.is_cupy_array(array):
-        return True  # CuPy has no read-only arrays.
+    if type(array) is np.ndarray:
+        return True
     if array_api_compat.is_dask_array(array) or array_api_compat.is_ndonnx_array(array):
         return True  # and no probe, which they would note down as one more operation
     if array_api_compat.is_torch_array(array):
@@ -307,7 +312,7 @@ def _differ(extent: Any, expected: Any) -> bool:
 
 
 def _shapes_differ(shape: tuple[Any, ...], expected: tuple[Any, ...]) -> bool:
-    return len(shape) != len(expected) or any(map(_differ, shape, expected))
+    return shape != expected and (len(shape) != len(expected) or any(map(_differ, shape, expected)))
 
 
 def _size(extents: tuple[Any, ...]) -> int | None:

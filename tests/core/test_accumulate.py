@@ -148,7 +148,7 @@ def test_sum_of_halves_is_a_half_beside_one_in_float32(writable: bool) -> None:
 
 def test_sums_are_computed_on_their_device(monkeypatch: pytest.MonkeyPatch) -> None:
     entered: list[Any] = []
-    monkeypatch.setattr(xaffine.layer, "on_device_of", lambda array: [entered.append(array), nullcontext()][1])
+    monkeypatch.setattr(xaffine.layer, "computing_with", lambda array: [entered.append(array), nullcontext()][1])
     layer, x = layer_of_ones(backends.get("numpy"), None, "float32", N=2)
     layer.backward(x)
     layer.backward(x, wrt="W", accumulate=True)

@@ -512,11 +512,11 @@ def test_all_is_computed_on_the_device_of_x(monkeypatch: pytest.MonkeyPatch) -> 
     """CuPy allocates and multiplies on the current device, wherever its operands are."""
     entered: list[Any] = []
 
-    def on_device_of(array: Any) -> Any:
+    def computing_with(array: Any) -> Any:
         entered.append(array)
         return nullcontext()
 
-    monkeypatch.setattr(functional, "on_device_of", on_device_of)
+    monkeypatch.setattr(functional, "computing_with", computing_with)
     dy, x, W, b = (array.view(Relative) for array in case_on(make_case((5, 3), 4, seed=0), backends.get("numpy")))
     calls = [lambda: affine(x, W, b), lambda: affine_backward(dy, x, W, b)]
     calls.append(lambda: functional.along(shapes.check(x, W, b, None), x, W, b, x.dtype, x.dtype))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from array_api_compat import is_jax_namespace, is_ndonnx_namespace, is_pydata_sparse_namespace
 
+from xaffine.backends import on_device_of
 from xaffine.testing.bounds import Summation, exact_integers, rounding_bound, sums_of_products, usual_summation
 
 if TYPE_CHECKING:
@@ -88,7 +89,8 @@ class Operand:
         def convert(array: np.ndarray) -> Array:
             array = np.array(array, order="C")  # a copy: what is done to the result cannot reach the case
             native = backend.from_numpy(array, device=device)
-            return native if array.dtype.name == self.dtype else xp.astype(native, backend.dtype(self.dtype))
+            with on_device_of(native):
+                return native if array.dtype.name == self.dtype else xp.astype(native, backend.dtype(self.dtype))
 
         if any(is_such(xp) for is_such in _WITHOUT_LAYOUTS):
             return convert(values)

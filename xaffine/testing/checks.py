@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import array_api_compat
 import numpy as np
 
-from xaffine.backends import device_of, library_of, namespace_of
+from xaffine.backends import device_of, library_of, namespace_of, on_device_of
 from xaffine.testing.cases import worst_error
 
 if TYPE_CHECKING:
@@ -174,6 +174,11 @@ class _Trial:
         expected = namespace_of(x)
         _require(xp is expected, f"{source} gave {_kind(result)}, not an array of {library_of(expected)}")
         return result
+
+
+def _full_like(backend: Backend, array: Array, value: int) -> Array:
+    with on_device_of(array):  # array-api-compat drops the argument `device` of CuPy
+        return backend.xp.full_like(array, value)
 
 
 def _kind(thing: Any) -> str:
@@ -507,8 +512,8 @@ def results_are_fresh(make: Make, case: Case, backend: Backend, device: Any = No
     trial = _Trial(make, case, backend, device)
     first = trial.results()
     before = {name: array.copy() for name, array in trial.in_numpy(first).items()}
-    trial.forward(backend.xp.zeros_like(trial.inputs["x"]))
-    trial.backward(backend.xp.zeros_like(trial.inputs["dy"]))
+    trial.forward(_full_like(backend, trial.inputs["x"], 0))
+    trial.backward(_full_like(backend, trial.inputs["dy"], 0))
     for name, array in trial.in_numpy(first).items():
         _require_equal(name, array, before[name], "after a later call, the earlier ")
     again = trial.results()
@@ -516,7 +521,8 @@ def results_are_fresh(make: Make, case: Case, backend: Backend, device: Any = No
         _require_equal(name, array, before[name], "in the same call again, ")
     for name, array in trial.inputs.items():
         if getattr(case, name).layout != "broadcast" and _is_writable_now(array):
-            array[...] = array + array + 1
+            with on_device_of(array):
+                array[...] = array + array + 1
     for name, array in trial.in_numpy(again).items():
         _require_equal(name, array, before[name], "after a write to the inputs, ")
     return 0.0
@@ -539,7 +545,7 @@ def backward_belongs_to_latest_forward(make: Make, case: Case, backend: Backend,
     0.0
     """
     trial = _Trial(make, case, backend, device)
-    trial.forward(backend.xp.zeros_like(trial.inputs["x"]))
+    trial.forward(_full_like(backend, trial.inputs["x"], 0))
     trial.results()
     return _require_within(trial.in_numpy(trial.gradients()), case.exact(), "dx dW db", 0)
 
@@ -628,10 +634,11 @@ def kernels_agree(first: Any, second: Any, case: Case, backend: Backend, device:
     worst = 0.0
     for wanted, filled, kernel in itertools.product(((), primals, *zip(primals)), (False, True), (first, second)):
         # What a buffer held before must not show in the result.
-        buffers = {name: backend.xp.full_like(array, 7) for name, array in arrays.items() if filled}
+        buffers = {name: _full_like(backend, array, 7) for name, array in arrays.items() if filled}
         out = tuple(buffers.get(name) if name in wanted else None for name in "xWb")
-        native = {"dy": kernel.forward(x, W, b, buffers.get("dy"))}
-        gradients = zip("xWb", kernel.backward(dy, x, W, wanted, out), strict=True)
+        with on_device_of(x):
+            native = {"dy": kernel.forward(x, W, b, buffers.get("dy"))}
+            gradients = zip("xWb", kernel.backward(dy, x, W, wanted, out), strict=True)
         native |= {name: array for name, array in gradients if array is not None}
         came = ", ".join(native)
         _require(list(native) == ["dy", *wanted], f"the gradients by {', '.join(wanted)} were wanted, and {came} came")
