@@ -11,7 +11,7 @@ log lies in the folder logs beside it, so that whatever ends this script loses n
 the runs that are missing: a run counts if it came to its end on this card with these sources. gpu.md and gpu.svg are
 made of what was saved, and the table at the end says what was reached.
 
-xaffine itself need not be installed; what must be is in NEEDED below. Exit code 0, 1 where a run failed, 2 where
+xaffine itself need not be installed; what must be is in NEEDED. Exit code 0, 1 where a run failed, 2 where
 nothing could be measured.
 """
 
@@ -34,6 +34,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+NEEDED = ("numpy", "array_api_compat", "array_api_strict", "hypothesis", "ml_dtypes", "pytest", "rich", "threadpoolctl")
+if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:  # which the imports below would tell
+    print(f"not installed: {', '.join(missing)}; pip install {' '.join(missing).replace('_', '-')}")
+    sys.exit(2)
+
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
@@ -48,6 +53,8 @@ CUBE, SMALL, COLUMNS = (4096, 4096, 4096), (64, 512, 512), (65536, 4096)
 TALL = ((65536, 64, 32), (65536, 784, 10), (262144, 32, 32))
 SHAPES = (*GRID, CUBE, (8192, 1024, 4096), (4096, 4096, 512))
 # What lets each library round the factors of float32 products to TF32.
+# XLA would time every way to compute each product, for the hundreds of small programs of a test.
+XLA = {"XLA_FLAGS": "--xla_gpu_autotune_level=0"}
 TF32 = {"CUPY_TF32": "1", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1", "JAX_DEFAULT_MATMUL_PRECISION": "tensorfloat32"}
 MODES: dict[str, tuple[str, dict[str, str]]] = {
     "float32": ("float32", {"JAX_DEFAULT_MATMUL_PRECISION": "float32"}),  # by default JAX uses TF32 on a GPU
@@ -55,7 +62,6 @@ MODES: dict[str, tuple[str, dict[str, str]]] = {
     "float16": ("float16", {}),
     "bfloat16": ("bfloat16", {}),
 }
-NEEDED = ("array_api_compat", "array_api_strict", "hypothesis", "ml_dtypes", "pytest", "rich", "threadpoolctl")
 VERSIONS = ("numpy", "cupy-cuda12x", "cupy-cuda13x", "torch", "triton", "jax", "jaxlib", "hypothesis")
 FREE = 8192  # MiB of the card that the largest runs need
 GRACE = 5.0  # seconds in which a process that is interrupted may say what it did
@@ -114,7 +120,7 @@ def all_runs() -> list[Run]:
     """Every run, the most valuable first."""
     order = [
         *_doctor("cupy"), *_tests("cupy"), *_tf32("cupy"), *_doctor("torch"), *_reach(), *_alternatives("float32"),
-        *_tests("torch"), *_tf32("torch"), *_bench("cupy", 30), *_bench("torch", 30), *_alternatives("TF32"),
+        *_tests("torch"), *_tf32("torch"), *_bench("cupy", 20), *_bench("torch", 20), *_alternatives("TF32"),
         *_doctor("jax"), *_tests("jax"), *_tf32("jax"), *_bench("jax", 60), *_bench("torch.compile", 60, (SMALL, CUBE)),
     ]  # fmt: skip
     assert len({run.stem for run in order}) == len(order)  # noqa: S101 - they name files
@@ -122,7 +128,13 @@ def all_runs() -> list[Run]:
 
 
 def _doctor(library: str) -> list[Run]:
-    return [Run("doctor", library, ["-c", DOCTOR, library, FILE], library, 45 if library == "cupy" else 30)]
+    seconds = {"cupy": 15, "torch": 15, "jax": 60}[library]
+    return [Run("doctor", library, ["-c", DOCTOR, library, FILE], library, seconds, _environment(library))]
+
+
+def _environment(library: str) -> dict[str, str]:
+    """What tests of a library are run with."""
+    return XLA if library == "jax" else {}
 
 
 def _tests(library: str) -> list[Run]:
@@ -132,17 +144,17 @@ def _tests(library: str) -> list[Run]:
     slow = 2 if library == "jax" else 1  # it compiles for every shape
     # Those of CuPy keep the card busy and its memory short: one process, which shares the card with no other.
     workers = 0 if library == "cupy" else WORKERS
-    part = f"tests:{library}"
+    files = {"own": ([own], workers), "properties": ([properties], WORKERS), "others": (rest, WORKERS)}
     return [
-        Run(part, "own", _pytest(library, [own], workers), library, slow * 30),
-        Run(part, "properties", _pytest(library, [properties], WORKERS), library, slow * 90),
-        Run(part, "others", _pytest(library, rest, WORKERS), library, slow * 60),
+        Run(f"tests:{library}", name, _pytest(library, some, workers), library, slow * 40, _environment(library))
+        for name, (some, workers) in files.items()
     ]
 
 
 def _tf32(library: str) -> list[Run]:
     command = _pytest(library, ["--tf32", "tests/core/test_properties.py"], WORKERS)
-    return [Run(f"tf32:{library}", "properties", command, library, 60 if library == "jax" else 30)]
+    seconds = 60 if library == "jax" else 15
+    return [Run(f"tf32:{library}", "properties", command, library, seconds, _environment(library))]
 
 
 def _pytest(library: str, what: list[str], workers: int) -> list[str]:
@@ -158,9 +170,9 @@ def _reach() -> list[Run]:
     for mode, shapes in {"bfloat16": (CUBE,), "TF32": (CUBE,), "float32": (SMALL, *TALL)}.items():
         dtype, environment = MODES[mode]
         command = _bench_command(["cupy", "torch"], dtype, shapes)
-        runs.append(Run("reach", mode, command, "cupy", 35, environment))
+        runs.append(Run("reach", mode, command, "cupy", 15, environment))
     command = ["docs/benchmarks/alternatives.py", FILE, "--db-alone"]
-    return [*runs, Run("reach", "db", command, "cupy", 15, MODES["float32"][1])]
+    return [*runs, Run("reach", "db", command, "cupy", 10, MODES["float32"][1])]
 
 
 def _bench(group: str, seconds: int, shapes: Iterable[tuple[int, ...]] = SHAPES) -> list[Run]:
@@ -177,7 +189,7 @@ def _bench_command(groups: list[str], dtype: str, shapes: Iterable[tuple[int, ..
 
 
 def _alternatives(mode: str) -> list[Run]:
-    return [Run("alternatives", mode, ["docs/benchmarks/alternatives.py", FILE], "cupy", 60, MODES[mode][1])]
+    return [Run("alternatives", mode, ["docs/benchmarks/alternatives.py", FILE], "cupy", 20, MODES[mode][1])]
 
 
 def _is_here(module: str) -> bool:
@@ -616,9 +628,6 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         require_writable(options.out)
         if runs:
-            if missing := [name for name in NEEDED if not _is_here(name)]:
-                msg = f"not installed: {', '.join(missing)}; pip install {' '.join(missing).replace('_', '-')}"
-                raise UnfitError(msg)
             measure(runs, options.out, start + 60 * options.minutes)
     except UnfitError as error:
         print(error)
