@@ -22,7 +22,7 @@ from . import _core
 __version__ = "14.2.0"
 
 globals().update(_core.FUNCTIONS)
-for _name in ("ndarray", "ufunc", "ElementwiseKernel", "ReductionKernel", "RawKernel"):
+for _name in ("ndarray", "ufunc", "ElementwiseKernel", "RawKernel"):
     globals()[_name] = getattr(_core, _name)
 for _name in (
     "bool_", "int8", "int16", "int32", "int64", "intp", "uint8", "uint16", "uint32", "uint64", "float16", "float32",

@@ -5,6 +5,7 @@ What is not here raises AttributeError, TypeError or NotImplementedError: nothin
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import os
@@ -974,7 +975,7 @@ def _copies(name: str) -> None:
 
 for _name in ("transpose", "swapaxes", "moveaxis", "expand_dims", "squeeze", "broadcast_to", "flip"):
     _views(_name)
-for _name in ("concatenate", "stack", "vecdot", "take", "tensordot", "einsum", "argmax", "round"):
+for _name in ("concatenate", "stack", "vecdot", "take", "tensordot", "argmax", "round"):
     _copies(_name)
 
 
@@ -989,93 +990,84 @@ def standard_normal(size: Any, dtype: Any = float) -> ndarray:
 # ---------------------------------------------------------------- compiled kernels
 
 
-def _read_packs(matrix: np.ndarray, threads: int) -> tuple[np.ndarray, int]:
-    """Return the elements of a matrix as they lie, and how many of them all threads together take at a time.
-
-    Thread i takes packs i, i + threads, ... and adds up what has the same place in them. So the elements that one
-    thread treats alike lie that many elements apart.
-    """
-    pack = max(1, 8 // matrix.itemsize)
+def _whole_packs(matrix: np.ndarray) -> tuple[np.ndarray, int]:
+    """Return the elements of a matrix as they lie, and how many of them a pack has."""
     assert matrix.flags.c_contiguous, "packs are read from memory that is not C-contiguous"
     assert matrix.ctypes.data % max(8, matrix.itemsize) == 0, "cudaErrorMisalignedAddress: misaligned address"
-    return matrix.reshape(-1), threads * pack
+    return matrix.reshape(-1), max(1, 8 // matrix.itemsize)
 
 
-def _add_to_rows(threads: int, b: np.ndarray, y: np.ndarray) -> None:
-    elements, together = _read_packs(y, threads)
-    elements += np.resize(np.resize(b, together), elements.size)
-
-
-def _add_rows_up(threads: int, dy: np.ndarray, parts: np.ndarray) -> None:
-    elements, together = _read_packs(dy, threads)
-    assert parts.size == together, "the kernel writes to memory that is not part of its result"
-    padded = np.zeros((-(-elements.size // together), together), parts.dtype)
+def _sum_in_turn(elements: np.ndarray, n: int, dtype: np.dtype) -> np.ndarray:
+    """Return n sums, each of every n-th element, in a dtype."""
+    padded = np.zeros((-(-elements.size // n), n), dtype)
     padded.reshape(-1)[: elements.size] = elements
-    parts[...] = padded.sum(axis=0, dtype=parts.dtype).reshape(parts.shape)
+    return padded.sum(axis=0, dtype=dtype)  # one row after the other
 
 
-def _sum_to_half(axis: int, x: np.ndarray, y: np.ndarray) -> None:
-    y[...] = x.sum(axis=axis, dtype=np.float32)
+# Thread i takes packs i, i + threads, ... So it treats elements alike that lie as far apart as there are elements in
+# one pack for each thread.
 
 
-# What the kernels of xaffine do, by their names: each is handed the number of threads, or the axis, and the operands. A
-# kernel that is new or that changes needs its line here.
+def _add_to_rows(threads: int, block_size: int, b: np.ndarray, y: np.ndarray) -> None:  # noqa: ARG001
+    elements, pack = _whole_packs(y)
+    elements += np.resize(np.resize(b, threads * pack), elements.size)
+
+
+def _add_rows_up(threads: int, block_size: int, dy: np.ndarray, parts: np.ndarray) -> None:  # noqa: ARG001
+    elements, pack = _whole_packs(dy)
+    assert parts.size == threads * pack, "the kernel writes to memory that is not part of its result"
+    parts[...] = _sum_in_turn(elements, threads * pack, parts.dtype).reshape(parts.shape)
+
+
+def _add_up(threads: int, block_size: int, parts: np.ndarray, sums: np.ndarray, wide: Any = None) -> None:
+    assert block_size == 256, "the kernel is written for blocks of 256 threads"
+    m = sums.size
+    columns = 1 if m < 512 else 8  # that a block adds up side by side
+    lanes = block_size // columns
+    shared = _sum_in_turn(parts.reshape(-1), lanes * m, wide or sums.dtype).reshape(lanes, m)
+    while len(shared) > 1:
+        first, second = np.split(shared, 2)
+        shared = first + second
+    written = threads // block_size * columns
+    sums.reshape(-1)[:written] = shared[0, :written]
+
+
+# What the kernels of xaffine do, by their names. Each is handed the numbers of threads and of threads of a block, and
+# the operands. A kernel that is new or that changes needs its line here.
 EMULATIONS: dict[str, Callable[..., None]] = {
     "xaffine_add_to_rows": _add_to_rows,
     "xaffine_add_rows_up": _add_rows_up,
-    "xaffine_sum": _sum_to_half,
+    "xaffine_add_up": _add_up,
+    "xaffine_add_up_to_half": functools.partial(_add_up, wide=np.dtype(np.float32)),
 }
 
 
-class _Kernel:
-    """What both kinds of kernels have in common: parameters, their types, and where their operands must be."""
+class ElementwiseKernel:
+    """A kernel whose body is C++, which the stand-in does not read: it knows what the body does by the name."""
 
-    def __init__(self, in_params: str, out_params: str, name: str) -> None:
-        self.name, self._params = name, [param.split() for param in f"{in_params},{out_params}".split(",")]
-        if name not in EMULATIONS:
+    def __init__(
+        self, in_params: str, out_params: str, operation: str, name: str = "kernel", *, preamble: str = ""
+    ) -> None:
+        self.name, self.operation, self.preamble = name, operation, preamble
+        self._params = [param.split() for param in f"{in_params},{out_params}".split(",")]
+        if name not in EMULATIONS or any(param[0] != "raw" for param in self._params):
             raise NotImplementedError(
-                f"the stand-in does not know what the kernel {name!r} does; it knows {', '.join(EMULATIONS)}"
+                f"the stand-in does not know what the kernel {name!r} does, or it has parameters that are not raw; "
+                f"it knows {', '.join(EMULATIONS)}"
             )
 
-    def _check(self, args: tuple[Any, ...]) -> list[np.ndarray]:
+    def __call__(self, *args: Any, size: int, block_size: int = 128) -> ndarray:
         if len(args) != len(self._params):
-            raise TypeError(f"Wrong number of arguments for {self.name!r}: the stand-in needs all, with outputs")
+            raise TypeError(f"Wrong number of arguments for {self.name!r}.")
         values = [take_values(arg) for arg in args]
         types: dict[str, np.dtype] = {}
-        for (*_, letter, name), array in zip(self._params, values, strict=True):
+        for (_, letter, name), array in zip(self._params, values, strict=True):
             if types.setdefault(letter, array.dtype) != array.dtype:
                 raise TypeError(f"Type is mismatched. {name} {array.dtype} {types[letter]} {letter}")
-        return values
-
-
-class ElementwiseKernel(_Kernel):
-    def __init__(self, in_params: str, out_params: str, operation: str, name: str, *, preamble: str = "") -> None:
-        super().__init__(in_params, out_params, name)
-        assert all(param[0] == "raw" for param in self._params), "the stand-in takes parameters that are raw alone"
-        assert operation, preamble is not None
-
-    def __call__(self, *args: Any, size: int) -> ndarray:
-        values = self._check(args)
         if size:
             with np.errstate(all="ignore"):
-                EMULATIONS[self.name](size, *values)
+                EMULATIONS[self.name](size, block_size, *values)
         return args[-1]
-
-
-class ReductionKernel(_Kernel):
-    def __init__(self, in_params: str, out_params: str, *expressions: str, reduce_type: str | None = None) -> None:
-        *self.expressions, name = expressions
-        self.reduce_type = reduce_type
-        super().__init__(in_params, out_params, name)
-
-    def __call__(self, x: ndarray, out: ndarray, *, axis: int) -> ndarray:
-        values = self._check((x, out))
-        if out.shape != x.shape[:axis] + x.shape[axis + 1 :]:
-            raise ValueError("Out shape is mismatched")
-        if out.size:
-            with np.errstate(all="ignore"):
-                EMULATIONS[self.name](axis, *values)
-        return out
 
 
 class RawKernel:
