@@ -12,7 +12,7 @@ from hypothesis import given
 import xaffine.layer
 from tests.helpers import case_on, layer_of_ones
 from xaffine import AffineLayer, backends
-from xaffine.backends import Backend
+from xaffine.backends import Backend, on_device_of
 from xaffine.testing import make_case
 from xaffine.testing.cases import Case
 from xaffine.testing.strategies import cases
@@ -44,7 +44,9 @@ def test_parts_give_the_gradients_of_the_whole(backend: Backend, device: Any) ->
 def test_sums_of_halves_do_not_stall(backend: Backend, device: Any) -> None:
     for dtype in {"float16", "bfloat16"} & set(backend.dtypes(device)):
         layer, dy = layer_of_ones(backend, device, dtype, N=1)
-        layer.backward(2048 * dy, wrt=("b",))
+        with on_device_of(dy):
+            first = 2048 * dy
+        layer.backward(first, wrt=("b",))
         for _ in range(16):
             layer.backward(dy, wrt=("b",), accumulate=True)
         assert backend.to_numpy(layer.db).tolist() == [2064], dtype  # 2048 + 1 is 2048 in both

@@ -55,7 +55,8 @@ class TestCopies:
         assert new.dW is new.db is None
         layer.forward(x)
         dx = backend.to_numpy(layer.backward(dy))
-        new = COPIES[how](layer)
+        with backends.on_device_of(x):  # CuPy reads pickles into the current device
+            new = COPIES[how](layer)
         with pytest.raises(RuntimeError, match="backward needs a forward before it"):
             new.backward(dy)
         for name in ("W", "b", "dW", "db"):
@@ -74,14 +75,16 @@ class TestCopies:
         if dtype not in backend.dtypes(device) or backend.name == "ndonnx":
             pytest.skip("it has no such dtype, or computes all that came before anew at each reading")
         layer, x = layer_of_ones(backend, device, dtype, N=1)
-        layer.backward(2048 * x)
         half = {"float32": 1, "float16": 1, "bfloat16": 8}[dtype]  # of the distance between numbers above 2048
-        layer.backward(half * x, accumulate=True)  # 2048 in halves, and more in the sums beside them
-        new = COPIES[how](layer)
+        with backends.on_device_of(x):  # CuPy reads pickles into the current device
+            first, dy = 2048 * x, half * x
+            layer.backward(first)
+            layer.backward(dy, accumulate=True)  # 2048 in halves, and more in the sums beside them
+            new = COPIES[how](layer)
         new.forward(x)
         for one, more, total in ((layer, 1, 2048 + 2 * half), (new, 5, 2048 + 6 * half)):
             for _ in range(more):
-                one.backward(half * x, accumulate=True)
+                one.backward(dy, accumulate=True)
             for gradient in (one.dW, one.db):
                 assert float(backend.to_numpy(gradient).item()) == total
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from tests.helpers import case_on, floating_dtypes
 from xaffine import affine_backward, per_sample
-from xaffine.backends import Backend
+from xaffine.backends import Backend, on_device_of
 from xaffine.per_sample import clipped_gradients, per_sample_gradient_norms, per_sample_gradients
 from xaffine.shapes import check
 from xaffine.testing import bounds, make_case
@@ -302,7 +302,8 @@ def test_clipped_samples_never_exceed_the_norm_by_more_than_is_stated(backend: B
         length *= two_to(2 * of_dy)
         scale = root(square if square else length if length else Fraction(1))
         max_norm = float(min(max(Fraction(factor) * scale, two_to(-60)), two_to(40)))
-        got = per_sample._clipped(backend.xp, x, dy, bias=bias, max_norm=max_norm)
+        with on_device_of(x):
+            got = per_sample._clipped(backend.xp, x, dy, bias=bias, max_norm=max_norm)
         by_x, by_dy = (backend.to_numpy(each)[0].astype(complex if c == 4 else float) for each in (x, got))
         clipped = exact_square(by_x, by_dy, bias=False)[0] + exact_square(0 * by_x, by_dy, bias=bias)[0]
         u, own = bounds.unit_roundoff("float64"), bounds.unit_roundoff(dtype)
@@ -336,7 +337,8 @@ def test_rows_that_nearly_cancel_are_clipped(backend: Backend, device: Any, dtyp
     exact = np.linalg.norm(x.astype(np.longdouble).T @ dy.astype(np.longdouble))
     max_norm = float(exact) / 2 or 1e-12
     operands = [backend.from_numpy(a, device=device) for a in (dy[None, ...], x[None, ...], np.zeros((n, n), dtype))]
-    clipped = per_sample._clipped(backend.xp, operands[1], operands[0], bias=False, max_norm=max_norm)
+    with on_device_of(operands[1]):
+        clipped = per_sample._clipped(backend.xp, operands[1], operands[0], bias=False, max_norm=max_norm)
     by_x, by_dy = (backend.to_numpy(a)[0].astype(np.longdouble) for a in (operands[1], clipped))
     u, own = bounds.unit_roundoff("float64"), bounds.unit_roundoff(dtype)
     limit = (1 + float(8 * own + 2 * (n + T) * u)) * max_norm

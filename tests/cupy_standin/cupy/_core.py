@@ -921,6 +921,11 @@ def asarray(a: Any, dtype: Any = None, order: str | None = None) -> ndarray:
 
 
 @function
+def ascontiguousarray(a: ndarray) -> ndarray:
+    return array(a, None, None, "C")
+
+
+@function
 def arange(start: Any, stop: Any = None, step: Any = 1, dtype: Any = None) -> ndarray:
     return put(np.arange(start, stop, step, dtype) if stop is not None else np.arange(0, start, step, dtype))
 
