@@ -7,12 +7,14 @@ missing skips what needs the GPU, and says so.
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -25,14 +27,20 @@ pytest_plugins = ["pytester"]
 pytest.register_assert_rewrite("tests.helpers")  # its assertions show their values, as those of tests do
 
 TESTS = Path(__file__).parent
+STAND_IN = TESTS / "cupy_standin"  # which is CuPy where it comes first on PYTHONPATH
 # Examples of each property; fewer where a library compiles or schedules anew for every shape.
-EXAMPLES = {"numpy": 250, "jax": 15, "dask": 30, "ndonnx": 4, "sparse": 30}
+EXAMPLES = {"numpy": 250, "jax": 15, "dask": 30, "ndonnx": 4, "sparse": 30, "the stand-in for cupy": 50}
 # Files that some backends cannot run, with those that can.
 SOME_BACKENDS = {
     "core/test_digits.py": set(backends.names()) - {"sparse", "ndonnx"},  # no softmax; a third of a second a step
     "testing/test_peers.py": {"numpy", "torch", "jax"},  # the libraries that people write such layers with
 }
 OF_ONE_BACKEND = {f"backends/test_{name.replace('-', '_')}.py": {name} for name in backends.names()}
+
+
+def is_stand_in(cupy: ModuleType) -> bool:
+    """Return whether a module is the stand-in for CuPy."""
+    return STAND_IN in Path(str(cupy.__file__)).parents
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -63,10 +71,16 @@ def pytest_configure(config: pytest.Config) -> None:
     # Numba compiles sparse's loops anew for each dtype and rank, for seconds; as Python they take milliseconds.
     # NUMBA_DISABLE_JIT=0 tests what users run.
     os.environ.setdefault("NUMBA_DISABLE_JIT", "1")
+    library = config.getoption("backend")
+    if library == "cupy" and is_stand_in(cupy := importlib.import_module("cupy")):
+        library = "the stand-in for cupy"
+    elif library == "cupy" and any(name.startswith("STANDIN_") for name in os.environ):
+        msg = f"STANDIN_... describes the stand-in for CuPy, but what PYTHONPATH leads to is {cupy.__file__}"
+        raise pytest.UsageError(msg)
     # Derandomised: a run shows what the commit does; `nox -s fuzz` draws new cases. Deadlines would test the machine.
     settings.register_profile(
         "xaffine",
-        max_examples=EXAMPLES.get(config.getoption("backend"), 100),
+        max_examples=EXAMPLES.get(library, 100),
         derandomize=True,
         deadline=None,
         database=None,

@@ -1,9 +1,16 @@
-"""What only CuPy has: a GPU, and a registry that says so where there is none."""
+"""The backend CuPy: on a GPU, or without one on the stand-in for CuPy (``tests/cupy_standin``).
+
+The last class compares the stand-in with the CuPy that is installed, which needs no GPU.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import importlib.util
+import inspect
+import itertools
+import sys
+import types
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,16 +19,17 @@ import numpy as np
 import pytest
 from hypothesis import given
 
+from tests.conftest import STAND_IN, is_stand_in
 from tests.helpers import case_on
 from xaffine import AffineLayer, affine, affine_vjp, backends
+from xaffine.backends import Backend
 from xaffine.kernels import cupy as kernel
 from xaffine.kernels import standard
 from xaffine.testing import checks, make_case
 from xaffine.testing.cases import worst_error
 from xaffine.testing.strategies import cases
 
-is_aligned = kernel._is_aligned  # which tests replace
-without_gpu = pytest.mark.skipif(cupy.cuda.is_available(), reason="this machine has a CUDA device")
+without_gpu = pytest.mark.skipif(cupy.cuda.is_available(), reason="this machine has a CUDA device, or pretends to")
 
 
 @without_gpu
@@ -46,255 +54,216 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, count: Any) -
         backends.get("cupy")
 
 
-class Cupylike(np.ndarray):
-    """What CuPy does with a row times a column, from its source."""
-
-    def dot(self, other: Any, out: Any = None) -> Any:
-        single = len(self) == 1 == other.shape[1]
-        assert not (single and self.dtype == np.float16), "rounds every product to float16 before it adds them up"
-        return super().dot(other, out)
-
-
-class NumpyWithCublas:
-    """NumPy in the place of CuPy, with a cuBLAS handle whose math mode products can look at."""
-
-    def __init__(self, mode: int = 0) -> None:
-        self.mode, self.modes_of_products = mode, list[int]()
-        cublas = SimpleNamespace(getMathMode=lambda _: self.mode, setMathMode=self._set_mode)
-        self.cuda = SimpleNamespace(cublas=cublas, get_cublas_handle=lambda: 7)
-
-    def _set_mode(self, handle: int, mode: int) -> None:
-        assert handle == 7
-        self.mode = mode
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(np, name)
-
-    def watched(self, array: np.ndarray) -> Any:
-        """The array, which notes the math mode of each product that it is the first factor of."""
-        outer = self
-
-        class Watched(np.ndarray):
-            def dot(self, other: Any, out: Any = None) -> Any:
-                outer.modes_of_products.append(outer.mode)
-                return np.asarray(self).dot(np.asarray(other), out)
-
-        return array.view(Watched)
+@pytest.fixture
+def devices(backend: Backend) -> list[Any]:
+    """Two devices, the first of which is the current one."""
+    if len(backend.devices) < 2:
+        pytest.skip("this machine has one CUDA device")
+    return backend.devices[:2]
 
 
-def slots(array: Any, threads: int) -> Any:
-    """For each element of a matrix, which thread of the kernels takes it, and as which element of its packs."""
-    index, pack = np.arange(array.size), kernel._elements(array)
-    return index // pack % threads * pack + index % pack
+@pytest.fixture
+def math_modes(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:  # noqa: ARG001 - a GPU
+    """The math mode of cuBLAS in each product, as long as the test runs; afterwards it is what it was before."""
+    cublas, handle, modes = cupy.cuda.cublas, cupy.cuda.get_cublas_handle(), list[int]()
+    before, dot = cublas.getMathMode(handle), cupy.ndarray.dot
+
+    def noting_dot(self: Any, b: Any, out: Any = None) -> Any:
+        modes.append(cublas.getMathMode(cupy.cuda.get_cublas_handle()))
+        return dot(self, b, out)
+
+    monkeypatch.setattr(cupy.ndarray, "dot", noting_dot)
+    yield modes
+    cublas.setMathMode(handle, before)
 
 
-def add_to_rows(b: Any, y: Any, size: int) -> None:
-    y += b[slots(y, size) % len(b)].reshape(y.shape)
+def fail(*_: Any, **__: Any) -> Any:
+    raise AssertionError("called")
 
 
-def add_rows_up(dy: Any, parts: Any, size: int) -> None:
-    assert parts.size == size * kernel._elements(dy)
-    parts[...] = 0
-    with np.errstate(invalid="ignore"):  # infinities of two signs
-        np.add.at(parts, divmod(slots(dy, size), dy.shape[1]), dy.ravel().astype(parts.dtype))
-
-
-def sum_to_half(x: Any, out: Any, axis: int) -> None:
-    out[...] = x.sum(axis=axis, dtype="float32")
-
-
-class TestKernelOnTheHost:
-    """The kernel with NumPy in the place of CuPy: everything but cuBLAS and what is compiled."""
-
-    numpy = backends.get("numpy")
-
-    @pytest.fixture(autouse=True)
-    def _stand_in(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(kernel, "cupy", NumpyWithCublas())
-        for compiled in (add_to_rows, add_rows_up, sum_to_half):
-            monkeypatch.setattr(kernel, f"_{compiled.__name__}", compiled)
-        monkeypatch.setattr(kernel, "_is_aligned", lambda array: array.ctypes.data % 8 == 0)
+class TestProducts:
+    """Products of halves are added up in float32, and write into buffers where CuPy needs no memory beside them."""
 
     @pytest.mark.parametrize(
         ("dtype", "mode"), [("float16", 16), ("bfloat16", 16), ("float32", 0), ("float64", 0), ("complex64", 0)]
     )
     @pytest.mark.parametrize("of_user", [0, 2])
-    def test_products_of_halves_are_summed_in_float32(
-        self, monkeypatch: pytest.MonkeyPatch, dtype: str, mode: int, of_user: int
+    def test_of_halves_forbid_sums_in_half_precision(
+        self, backend: Backend, math_modes: list[int], dtype: str, mode: int, of_user: int
     ) -> None:
-        cupy = NumpyWithCublas(of_user)
-        monkeypatch.setattr(kernel, "cupy", cupy)
-        x, W, dy = (cupy.watched(np.ones(shape, self.numpy.dtype(dtype))) for shape in ((2, 3), (3, 4), (2, 4)))
+        handle = cupy.cuda.get_cublas_handle()
+        cupy.cuda.cublas.setMathMode(handle, of_user)
+        x, W, dy = (cupy.ones(shape, backend.dtype(dtype)) for shape in ((2, 3), (3, 4), (2, 4)))
         kernel.forward(x, W, None)
         kernel.backward(dy, x, W, ("x", "W"))
-        assert cupy.modes_of_products == [mode | of_user] * 3
-        assert cupy.mode == of_user
+        assert math_modes == [mode | of_user] * 3
+        assert cupy.cuda.cublas.getMathMode(handle) == of_user
 
-    def test_math_mode_is_the_users_again_after_a_failed_product(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        cupy = NumpyWithCublas(3)
-        monkeypatch.setattr(kernel, "cupy", cupy)
-        with pytest.raises(ValueError, match="not aligned"):
-            kernel._product(np.ones((2, 3), "float16"), np.ones((2, 3), "float16"), np.ones((2, 3), "float16"))
-        assert cupy.mode == 3
+    def test_forbid_it_on_the_device_of_their_operands(self, devices: list[Any], math_modes: list[int]) -> None:
+        with devices[1]:
+            x, W = cupy.ones((2, 3), "float16"), cupy.ones((3, 4), "float16")
+        affine(x, W)
+        assert math_modes == [16]
 
-    @pytest.mark.parametrize("rows", [2, 512])
-    def test_agrees_with_the_standard_one(self, monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
-        monkeypatch.setattr(kernel, "_TWO_STAGES", rows)
+    def test_leave_the_mode_to_the_user_when_they_fail(self, math_modes: list[int]) -> None:
+        handle = cupy.cuda.get_cublas_handle()
+        cupy.cuda.cublas.setMathMode(handle, 3)
+        x = cupy.ones((2, 3), "float16")
+        with pytest.raises(ValueError, match="Axis dimension mismatch"):
+            kernel._product(x, x, x)
+        assert math_modes == [19]
+        assert cupy.cuda.cublas.getMathMode(handle) == 3
+
+    @pytest.mark.usefixtures("backend")
+    def test_of_single_halves_are_not_left_to_cupy(self) -> None:
+        x, W = cupy.asarray([[257, -257, 1]], "float16"), cupy.asarray([[257], [257], [1]], "float16")
+        assert np.isnan(x.dot(W).get())  # CuPy rounds each product to float16, where 257² is infinite
+        assert kernel.forward(x, W, None).tolist() == [[1]]
+        assert kernel.backward(x, x[:, :1], W.T, ("x",))[0].tolist() == [[1]]
+        assert kernel.backward(x.T, W, W[:1], ("W",))[1].tolist() == [[1]]
+
+    @pytest.mark.usefixtures("backend")
+    @pytest.mark.parametrize(("shape", "dtype"), [((1, 1), "float32"), ((2, 3), "int32")])
+    def test_leave_buffers_to_the_caller_where_cupy_needs_more_memory(self, shape: Any, dtype: str) -> None:
+        x, out = cupy.ones(shape, dtype), cupy.zeros((shape[0], 1), dtype)
+        assert kernel.forward(x, cupy.ones((shape[1], 1), dtype), None, out) is not out
+        assert not out.any()
+
+    @pytest.mark.usefixtures("backend")
+    def test_copy_once_what_cublas_cannot_read(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        copies, copy = [], cupy.ndarray.copy
+        monkeypatch.setattr(cupy.ndarray, "copy", lambda array, *args: copies.append(array) or copy(array, *args))
+        dy = cupy.broadcast_to(cupy.ones((), "f"), (3, 4))
+        x, W = cupy.ones((3, 2), "f"), cupy.ones((2, 4), "f")
+        dx, dW, db = kernel.backward(dy, x, W, ("x", "W", "b"))
+        assert len(copies) == 1
+        assert (dx.tolist(), dW.tolist(), db.tolist()) == ([[4, 4]] * 3, [[3] * 4] * 2, [3] * 4)
+        kernel.forward(x[:, ::-1], W[::-1], None)
+        assert len(copies) == 3
+        kernel.backward(dx, x[:, ::-1], x[:2].T, ("x",))  # x is not read, and what is transposed need not be copied
+        assert len(copies) == 3
+
+    def test_memory_that_runs_out_leaves_buffers_alone(self, backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+        x, W, dy = (cupy.ones(shape, "float32") for shape in ((2, 3), (3, 4), (2, 4)))
+        long = cupy.ones((40_000, 4), "float32")
+        buffers = cupy.zeros((2, 3), "float32"), cupy.zeros((40_000, 3), "float32"), cupy.zeros(4, "float32")
+        monkeypatch.setattr(cupy, "empty", fail)
+        with pytest.raises(AssertionError, match="called"):
+            kernel.backward(dy, x, W, ("x", "W"), (buffers[0], None, None))
+        with pytest.raises(AssertionError, match="called"):  # memory for partial sums
+            kernel.backward(long, long[:, :3], W, ("x", "b"), (buffers[1], None, buffers[2]))
+        assert not any(backend.to_numpy(buffer).any() for buffer in buffers)
+
+
+class TestCompiledKernels:
+    """The bias is added, and rows are added up, by kernels that are compiled from C++."""
+
+    @pytest.mark.parametrize(("stages", "small"), [((1, 2), 0), ((2, 16), 100), (kernel._LONG, kernel._SMALL)])
+    def test_agree_with_the_standard_kernel(
+        self, backend: Backend, monkeypatch: pytest.MonkeyPatch, stages: Any, small: int
+    ) -> None:
+        monkeypatch.setattr(kernel, "_LONG", stages)
+        monkeypatch.setattr(kernel, "_SMALL", small)
         monkeypatch.setattr(kernel, "_EACH", 1)
-        supports = {"no-bias", "empty"}
-        dtypes = [dtype for dtype in self.numpy.dtypes() if dtype != "bfloat16"]  # float32 in NumPy's standard kernel
 
-        @given(cases(dtypes, mixed=False, supports=supports, batch_axes=False))
+        @given(cases(backend.dtypes(), mixed=False, supports={"no-bias", "empty"}, batch_axes=False))
         def agree(case: Any) -> None:
-            checks.kernels_agree(kernel, standard, case, self.numpy)
+            checks.kernels_agree(kernel, standard, case, backend)
 
         agree()
 
-    @pytest.mark.parametrize("N", [511, 512, 1000, 1024, 4097])
-    @pytest.mark.parametrize("m", [1, 3, 8, 10])
-    @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "complex64", "complex128", "int8"])
-    def test_bias_and_sums_of_rows_are_exact(self, monkeypatch: pytest.MonkeyPatch, N: int, m: int, dtype: str) -> None:
-        columns = np.arange(1, m + 1)
-        dy, b = np.ones((N, m), self.numpy.dtype(dtype)), columns.astype(self.numpy.dtype(dtype))
-        x = np.zeros((N, 1), dy.dtype)
-        dy[0] = b
-        with np.errstate(over="ignore"):
-            expected = (N - 1 + columns).astype(dy.dtype).tolist()
-        for threads, each in ((1 << 18, 64), (1 << 18, 1), (5, 1)):
-            monkeypatch.setattr(kernel, "_THREADS", threads)
-            monkeypatch.setattr(kernel, "_EACH", each)
-            assert kernel.backward(dy, x, dy[:1], ("b",))[2].tolist() == expected
-            assert (kernel.forward(x, dy[:1], b) == b).all()
+    @pytest.mark.parametrize(
+        "dtype", ["bfloat16", "float16", "float32", "float64", "complex64", "complex128", "int8", "int64"]
+    )
+    def test_are_exact_on_integers(self, backend: Backend, monkeypatch: pytest.MonkeyPatch, dtype: str) -> None:
+        exact = "complex64" if dtype.startswith("complex") else "float32"
+        for N, m in ((1, 1), (3, 5), (511, 3), (512, 7), (4097, 10), (2**17, 1), (70001, 3), (600, 1000), (513, 4096)):
+            columns = cupy.arange(m, dtype="float32") % 5 - 2
+            wide = cupy.ones((N + 1, m), "float32")
+            wide[: N // 2], wide[-1] = -1, columns  # sums that are small, of integers that are
+            y, b = wide.astype(backend.dtype(dtype)), columns.astype(backend.dtype(dtype))
+            for first, (threads, each) in itertools.product((0, 1), ((1 << 18, 64), (1 << 18, 1), (5, 1))):
+                if N * m > 50_000 and threads == 5:
+                    continue
+                monkeypatch.setattr(kernel, "_THREADS", threads)
+                monkeypatch.setattr(kernel, "_EACH", each)
+                dy = y[first : N + first]  # from 1 on, where no pack begins
+                db = kernel.backward(dy, dy[:, :1], dy[:1], ("b",))[2]
+                expected = wide[first : N + first].sum(axis=0)
+                assert bool((db.astype(exact) == expected).all()), (N, m, first, threads, each)
+                out = y.copy()[first:]
+                kernel._add_bias(out, b)
+                assert bool((out.astype(exact) == wide[first:] + columns).all()), (N, m, first, threads, each)
 
-    @pytest.mark.parametrize("transposed", [0, 1 << 18])
-    def test_partial_sums_lie_either_way(self, monkeypatch: pytest.MonkeyPatch, transposed: int) -> None:
-        monkeypatch.setattr(kernel, "_TRANSPOSED", transposed)
-        parts = kernel._partial_sums(np.ones((4096, 6), "float32"))
-        assert parts.flags.f_contiguous == (not transposed)
-        assert parts.shape[0] > 1
-        assert parts.sum(0).tolist() == [4096] * 6
+    @pytest.mark.usefixtures("backend")
+    def test_round_sums_of_rows_less_than_one_sum(self) -> None:
+        N = 20_000_000
+        for value, units in ((1.0, 0), (0.1, 100)):  # one sum is off by 11330
+            db = cupy.empty(2, "float32")
+            kernel._sum_of_rows(cupy.full((N, 2), value, "float32"), db)
+            exact = float(np.float32(value)) * N
+            assert abs(float(db[0]) - exact) <= units * 2.0**-24 * exact
 
-    def test_memory_where_no_pack_may_begin_takes_another_way(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        memory = np.zeros(1 + 600 * 3, "float32")
-        x, W, b, y = np.ones((600, 1), "float32"), np.ones((1, 3), "float32"), np.ones(3, "float32"), memory[1:]
-        y = y.reshape(600, 3)
-        monkeypatch.setattr(kernel, "_add_to_rows", None)
+    @pytest.mark.usefixtures("backend")
+    def test_are_not_handed_memory_where_no_pack_may_begin(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        memory = cupy.zeros(1 + 40_000 * 3, "float32")
+        x, W, b = cupy.ones((40_000, 1), "float32"), cupy.ones((1, 3), "float32"), cupy.ones(3, "float32")
+        y = memory[1:].reshape(40_000, 3)
+        summed, add_rows_up = [], kernel._add_rows_up
+        monkeypatch.setattr(kernel, "_add_to_rows", fail)
+
+        def noting(dy: Any, parts: Any, **size: int) -> Any:
+            summed.append(dy)
+            return add_rows_up(dy, parts, **size)
+
+        monkeypatch.setattr(kernel, "_add_rows_up", noting)
         assert kernel.forward(x, W, b, y) is y
-        assert (y == 2).all()
-        copies: list[Any] = []
-        monkeypatch.setattr(
-            kernel, "_add_rows_up", lambda dy, parts, size: copies.append(dy) or add_rows_up(dy, parts, size)
-        )
-        assert kernel.backward(y, x, W, ("b",))[2].tolist() == [1200] * 3
-        assert kernel._is_aligned(copies[0])
+        assert bool((y == 2).all())
+        assert kernel.backward(y, x, W, ("b",))[2].tolist() == [80_000] * 3
+        assert [kernel._is_aligned(dy) for dy in summed] == [True] * len(summed)
+        assert summed
 
+    @pytest.mark.usefixtures("backend")
     @pytest.mark.parametrize(("N", "n", "m"), [(0, 2, 3), (600, 2, 0), (0, 0, 0)])
     @pytest.mark.parametrize("dtype", ["float16", "float32"])
-    def test_compiled_kernels_are_given_elements(
-        self, monkeypatch: pytest.MonkeyPatch, N: int, n: int, m: int, dtype: str
-    ) -> None:
-        monkeypatch.setattr(kernel, "_add_to_rows", None)
-        monkeypatch.setattr(kernel, "_add_rows_up", None)
-        x, W, b, dy = (np.ones(shape, dtype) for shape in ((N, n), (n, m), m, (N, m)))
+    def test_are_not_needed_for_empty_arrays(self, N: int, n: int, m: int, dtype: str) -> None:
+        x, W, b, dy = (cupy.ones(shape, dtype) for shape in ((N, n), (n, m), m, (N, m)))
         assert kernel.forward(x, W, b).shape == (N, m)
         assert kernel.backward(dy, x, W, ("b",))[2].tolist() == [0] * m
 
     @pytest.mark.parametrize("dtype", ["float16", "float64", "complex128"])
-    def test_packs_begin_at_multiples_of_their_bytes(self, dtype: str) -> None:
-        def lying(at: int) -> Any:
-            return SimpleNamespace(data=SimpleNamespace(ptr=0x7F00_0000_0000 + at), dtype=np.dtype(dtype))
-
+    def test_read_packs_at_multiples_of_their_bytes(self, dtype: str) -> None:
         for at in range(33):
-            assert is_aligned(lying(at)) == (at % max(8, np.dtype(dtype).itemsize) == 0)
-
-    @pytest.mark.parametrize(("shape", "dtype"), [((1, 1), "float32"), ((2, 3), "int32")])
-    def test_buffers_are_left_to_the_caller_where_cupy_needs_more_memory(self, shape: Any, dtype: str) -> None:
-        x, out = np.ones(shape, dtype), np.zeros((shape[0], 1), dtype)
-        assert kernel.forward(x, np.ones((shape[1], 1), dtype), None, out) is not out
-        assert not out.any()
-
-    def test_operands_that_cublas_cannot_read_are_copied_once(self) -> None:
-        dy = np.broadcast_to(np.float32(1), (3, 4))
-        copies: list[str] = []
-
-        class Noting(np.ndarray):
-            def copy(self, order: Any = "C") -> Any:
-                copies.append("copied")
-                return np.asarray(self).copy(order)
-
-        x, W = np.ones((3, 2), "f"), np.ones((2, 4), "f")
-        dx, dW, db = kernel.backward(dy.view(Noting), x, W, ("x", "W", "b"))
-        assert copies == ["copied"]
-        assert (dx.tolist(), dW.tolist(), db.tolist()) == ([[4, 4]] * 3, [[3] * 4] * 2, [3] * 4)
-        kernel.forward(x[:, ::-1].view(Noting), W[::-1].view(Noting), None)
-        assert copies == ["copied"] * 3
-        kernel.backward(dy.copy(), x[:, ::-1].view(Noting), W.T.copy().T, ("x", "b"))  # x is not read
-        assert copies == ["copied"] * 3
-
-    def test_single_elements_of_halves_are_not_left_to_cupy(self) -> None:
-        x, W = np.full((1, 3), 0.1, "float16").view(Cupylike), np.full((3, 1), 0.1, "float16").view(Cupylike)
-        y = kernel.forward(x, W, None)
-        assert y == np.float16(3 * float(x[0, 0]) ** 2)
-        for gradient in kernel.backward(y.view(Cupylike), x[:, :1], W[:1], ("x", "W", "b")):
-            assert gradient.size == 1
-        with pytest.raises(AssertionError, match="rounds every product"):
-            x.dot(W)
-
-    def test_memory_that_runs_out_leaves_buffers_alone(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        def refuse(*_: Any) -> None:
-            raise MemoryError
-
-        x, W, dy = np.ones((2, 3)), np.ones((3, 4)), np.ones((2, 4))
-        dx = np.zeros((2, 3))
-        monkeypatch.setattr(np, "empty", refuse)
-        with pytest.raises(MemoryError):
-            kernel.backward(dy, x, W, ("x", "W"), (dx, None, None))
-        monkeypatch.setattr(kernel, "_TWO_STAGES", 2)
-        db = np.zeros(4)
-        with pytest.raises(MemoryError):
-            kernel.backward(dy, x, W, ("x", "b"), (dx, None, db))
-        assert not dx.any()
-        assert not db.any()
+            pointer = SimpleNamespace(ptr=0x7F00_0000_0000 + at)
+            array = SimpleNamespace(data=pointer, dtype=np.dtype(dtype))
+            assert kernel._is_aligned(array) == (at % max(8, np.dtype(dtype).itemsize) == 0)
 
 
-def test_the_device_of_the_operands_is_entered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backends.array_api_compat, "is_cupy_array", lambda array: hasattr(array, "device"))
-    entered: list[str] = []
-
-    @contextmanager
-    def device() -> Iterator[None]:
-        entered.append("in")
-        yield
-        entered.append("out")
-
-    with backends.on_device_of(SimpleNamespace(device=device())):
-        assert entered == ["in"]
-    assert entered == ["in", "out"]
-    with backends.on_device_of(object()):
-        pass
+def test_the_device_of_the_operands_is_entered(devices: list[Any]) -> None:
+    with devices[1]:
+        x = cupy.ones(2)
+    with backends.on_device_of(x):
+        assert cupy.ones(2).device == devices[1]
+    assert cupy.ones(2).device == devices[0]
 
 
-def test_memory_is_known_by_its_addresses_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backends.array_api_compat, "is_cupy_array", lambda array: hasattr(array, "data"))
-    memory = np.arange(48, dtype="float32")
+@pytest.mark.usefixtures("backend")
+def test_memory_is_known_by_its_addresses_alone() -> None:
+    def some(memory: Any) -> list[Any]:
+        rows = memory.reshape(8, 6)
+        xp = np if isinstance(memory, np.ndarray) else cupy
+        return [
+            memory, memory[:0], memory[5:], rows[:4], rows[4:], rows[:, :3], rows[:, 3:], rows[::2], rows[1::2],
+            rows[::-1, 3:], rows[3::-1], rows[:4:-1, ::-1], rows[2:3, 1:2], rows[:0, ::-1], rows.T[::2],
+            xp.broadcast_to(memory[7:8], (3, 2)), xp.broadcast_to(memory[47:], (3, 1)),
+        ]  # fmt: skip
 
-    def lying(array: np.ndarray) -> Any:
-        at = array.__array_interface__["data"][0] - memory.__array_interface__["data"][0]
-        facts = {name: getattr(array, name) for name in ("shape", "strides", "itemsize", "nbytes", "flags")}
-        return SimpleNamespace(data=SimpleNamespace(ptr=0x7F00_0000_0000 + at), **facts)
-
-    rows = memory.reshape(8, 6)
-    some = [
-        memory, memory[:0], memory[5:], rows[:4], rows[4:], rows[:, :3], rows[:, 3:], rows[::2], rows[1::2],
-        rows[::-1, 3:], rows[3::-1], rows[:4:-1, ::-1], rows[2:3, 1:2], rows[:0, ::-1], rows.T[::2],
-        np.broadcast_to(memory[7], (3, 2)), np.broadcast_to(memory[47:], (3, 1)),
-    ]  # fmt: skip
-    for first in some:
-        assert backends.overlap(*2 * [backends.memory_of(lying(first))], same=True) == backends.overlap(
-            first, first, same=True
-        )
-        for second in some:
-            assert backends.share_memory(lying(first), lying(second)) == np.shares_memory(first, second)
+    pairs = list(zip(some(np.zeros(48, "float32")), some(cupy.zeros(48, "float32")), strict=True))
+    for i, (host, array) in enumerate(pairs):
+        own = backends.overlap(*2 * [backends.memory_of(array)], same=True)
+        assert own == backends.overlap(host, host, same=True), i
+        for k, (other_host, other) in enumerate(pairs):
+            assert backends.share_memory(array, other) == np.shares_memory(host, other_host), (i, k)
 
 
 def test_nothing_goes_through_the_host(backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -332,42 +301,10 @@ def test_numpy_x_with_cupy_w_is_refused(backend: Any) -> None:
         affine(np.ones((2, 3)), backend.from_numpy(np.ones((3, 4))))
 
 
-def test_arrays_on_two_devices_are_refused(backend: Any) -> None:
-    if len(backend.devices) < 2:
-        pytest.skip("this machine has one CUDA device")
-    first, second = backend.devices[:2]
-    x, W = backend.from_numpy(np.ones((2, 3)), device=first), backend.from_numpy(np.ones((3, 4)), device=second)
+def test_arrays_on_two_devices_are_refused(backend: Any, devices: list[Any]) -> None:
+    x, W = (backend.from_numpy(np.ones(shape), device=d) for shape, d in zip(((2, 3), (3, 4)), devices, strict=True))
     with pytest.raises(ValueError, match="two devices"):
         affine(x, W)
-
-
-@pytest.mark.parametrize(
-    "dtype", ["bfloat16", "float16", "float32", "float64", "complex64", "complex128", "int8", "int64"]
-)
-def test_compiled_kernels_are_exact_on_integers(backend: Any, dtype: str) -> None:
-    exact = "complex64" if dtype.startswith("complex") else "float32"
-    for N, m in ((1, 1), (3, 5), (511, 3), (512, 7), (4097, 10), (2**17, 1), (70001, 3), (600, 1000), (513, 4096)):
-        columns = cupy.arange(m, dtype="float32") % 5 - 2
-        wide = cupy.ones((N + 1, m), "float32")
-        wide[: N // 2], wide[-1] = -1, columns  # sums that are small, of integers that are
-        y, b = wide.astype(backend.dtype(dtype)), columns.astype(backend.dtype(dtype))
-        for first in (0, 1):  # where no pack begins, too
-            dy = y[first : N + first]
-            db = kernel.backward(dy, dy[:, :1], dy[:1], ("b",))[2]
-            assert bool((db.astype(exact) == wide[first : N + first].sum(axis=0)).all()), (N, m, first)
-            out = y.copy()[first:]
-            kernel._add_bias(out, b)
-            assert bool((out.astype(exact) == wide[first:] + columns).all()), (N, m, first)
-
-
-@pytest.mark.usefixtures("backend")
-def test_sums_of_rows_are_rounded_less_than_one_sum() -> None:
-    N = 20_000_000
-    for value, units in ((1.0, 0), (0.1, 100)):  # one sum is off by 11330
-        db = cupy.empty(2, "float32")
-        kernel._sum_of_rows(cupy.full((N, 2), value, "float32"), db)
-        exact = float(np.float32(value)) * N
-        assert abs(float(db[0]) - exact) <= units * 2.0**-24 * exact
 
 
 SPIN = """
@@ -429,14 +366,101 @@ def test_memory_that_runs_out_changes_nothing() -> None:
         pool.set_limit(size=0)
 
 
-def test_operands_of_a_device_that_is_not_the_current_one(backend: Any) -> None:
-    if len(backend.devices) < 2:
-        pytest.skip("this machine has one CUDA device")
+def test_operands_of_a_device_that_is_not_the_current_one(backend: Any, devices: list[Any]) -> None:
     case = make_case((3, 2, 3), 4, seed=0)
-    second = backend.devices[1]
-    dy, x, W, b = case_on(case, backend, second)
+    dy, x, W, b = case_on(case, backend, devices[1])
     layer = AffineLayer(W, b)
     results = {"y": layer.forward(x), "dx": layer.backward(dy), "dW": layer.dW, "db": layer.db}
     for name, result in results.items():
-        assert result.device == second
+        assert result.device == devices[1]
         assert worst_error(backend.to_numpy(result), case.exact()[name])[0] == 0, name
+
+
+@pytest.fixture(scope="module")
+def stand_in() -> types.ModuleType:
+    """The stand-in, imported beside CuPy under a name of its own."""
+    if is_stand_in(cupy):
+        pytest.skip("compares the stand-in with the CuPy that is installed")
+    spec = importlib.util.spec_from_file_location("cupy_standin", STAND_IN / "cupy" / "__init__.py")
+    assert spec is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)  # type: ignore[union-attr]
+    return module
+
+
+def types_of(ops: Any) -> list[str]:
+    """Return the loops of a function of CuPy as text, without those of structures, of which the stand-in has none."""
+    sides = [(op.in_types, op.out_types) for op in ops.ops if np.void not in op.in_types]
+    return ["->".join("".join(np.dtype(dtype).char for dtype in side) for side in pair) for pair in sides]
+
+
+class TestTheStandIn:
+    """It has nothing that CuPy lacks, and takes the same dtypes to the same results."""
+
+    def functions(self, stand_in: types.ModuleType) -> dict[str, tuple[Any, Any]]:
+        """Return the elementwise functions of the stand-in beside those of CuPy."""
+        own, search = stand_in._core, importlib.import_module("cupy._sorting.search")
+        pairs = {name: (ufunc, getattr(cupy, name)) for name, ufunc in own.UFUNCS.items()}
+        pairs["where"] = own.where_ufunc, search._where_ufunc
+        pairs["copy"] = own.elementwise_copy, cupy._core.core.elementwise_copy
+        return pairs
+
+    def test_has_the_loops_of_cupy(self, stand_in: types.ModuleType) -> None:
+        for name, (own, real) in self.functions(stand_in).items():
+            assert own.types == types_of(real._ops), name
+            assert own.typed == types_of(real._out_ops or real._ops), name
+
+    def test_reduces_the_dtypes_that_cupy_reduces(self, stand_in: types.ModuleType) -> None:
+        mathematics, statistics, logic = (
+            importlib.import_module(f"cupy._core._routines_{name}") for name in ("math", "statistics", "logic")
+        )
+        real = {
+            "sum": mathematics.sum_auto_dtype, "prod": mathematics.prod_auto_dtype, "max": statistics.amax,
+            "min": statistics.amin, "all": logic.all, "any": logic.any,
+        }  # fmt: skip
+        assert {name: types_of(each._ops) for name, each in real.items()} == stand_in._core.REDUCTIONS
+        for each in (mathematics._sum_keep_dtype, mathematics._prod_keep_dtype):
+            assert types_of(each._ops) == stand_in._core.REDUCTIONS_IN_A_DTYPE
+
+    def test_chooses_the_loop_that_cupy_chooses(self, stand_in: types.ModuleType) -> None:
+        dtypes = [*map(np.dtype, "?bBhHiIlLefdFD"), stand_in._core.BFLOAT16]
+        weak = {int: np.dtype(int), float: np.dtype(float), complex: np.dtype(complex)}
+        operands = [*((dtype, None) for dtype in dtypes), *((dtype, kind) for kind, dtype in weak.items())]
+
+        def chosen(search: Callable[[], Any]) -> Any:
+            try:
+                return search()
+            except TypeError:
+                return None
+
+        for name, (own, real) in self.functions(stand_in).items():
+            for pairs in itertools.product(operands, repeat=own.nin) if own.nin < 3 else ():
+                ours = chosen(lambda pairs=pairs, own=own: own._search(*zip(*pairs, strict=True)))
+                loop = real._ops._guess_routine_from_in_types(*zip(*pairs, strict=True))
+                if loop is not None and loop.error_func is not None:
+                    assert ours is None, (name, pairs)
+                else:
+                    theirs = loop and tuple(tuple(map(np.dtype, side)) for side in (loop.in_types, loop.out_types))
+                    assert ours == theirs, (name, pairs)
+
+    def test_has_no_name_that_cupy_lacks(self, stand_in: types.ModuleType) -> None:
+        def public(namespace: Any) -> set[str]:
+            return {name for name in vars(namespace) if not name.startswith("_")}
+
+        assert public(stand_in) - public(cupy) <= {"np", "sys", "types"}
+        for name in ("ndarray", "cuda.Device", "cuda.Stream", "cuda.Event", "cuda.runtime", "cuda.memory", "random"):
+            own, real = stand_in, cupy
+            for part in name.split("."):
+                own, real = getattr(own, part), getattr(real, part)
+            assert [each for each in public(own) if not hasattr(real, each)] == [], name
+
+    def test_functions_take_no_argument_that_those_of_cupy_do_not(self, stand_in: types.ModuleType) -> None:
+        compared = []
+        for name, own in stand_in._core.FUNCTIONS.items():
+            real = getattr(cupy, name)
+            if isinstance(own, types.FunctionType) and isinstance(real, types.FunctionType):
+                parameters, of_cupy = inspect.signature(own).parameters, inspect.signature(real).parameters
+                named = [key for key, each in parameters.items() if each.kind is each.POSITIONAL_OR_KEYWORD]
+                assert named == list(of_cupy)[: len(named)] or set(parameters) >= {"args", "kwargs"}, name
+                compared.append(name)
+        assert len(compared) > 20

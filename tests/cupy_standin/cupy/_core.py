@@ -550,10 +550,11 @@ class ufunc:  # noqa: N801 - CuPy's name
     """
 
     def __init__(
-        self, name: str, types: list[str], function: Any = None, *, typed: list[str] | None = None, casting: str = ""
-    ) -> None:
+        self, name: str, types: list[str], function: Any = None, *, typed: list[str] | None = None,
+        casting: str = "same_kind", booleans: bool = True,
+    ) -> None:  # fmt: skip
         self.name, self.types, self.typed = name, types, typed or types
-        self.nin, self.casting = types[0].index("-"), casting or "same_kind"
+        self.nin, self.casting, self.booleans = types[0].index("-"), casting, booleans
         self._function, self._loops = function or getattr(np, name), parse_loops(types)
         self._cache: dict[Any, Loop] = {}
 
@@ -577,8 +578,10 @@ class ufunc:  # noqa: N801 - CuPy's name
                 return False
 
         for loop in self._loops:
-            if all(map(fits, dtypes, weak, loop[0])):
+            if all(map(fits, dtypes, weak, loop[0])) and (self.booleans or loop[1] != (np.dtype(bool),)):
                 return loop
+            if all(map(fits, dtypes, weak, loop[0])):
+                break
         raise TypeError(f"Wrong type ({dtypes}) of arguments for cupy_{self.name}")
 
     def _loop_of(self, dtype: np.dtype) -> Loop:
@@ -626,22 +629,13 @@ _INTEGERS, _REAL, _FLOATING = "bBhHiIlLqQ", "eEfd", "eEfdFD"
 _ALL = f"?{_INTEGERS}{_FLOATING}"
 
 
-def _no_booleans(function: Any) -> Any:
-    def refuse(*operands: np.ndarray) -> np.ndarray:
-        if operands[0].dtype == bool:
-            raise TypeError(f"cupy boolean {function.__name__} is not supported")
-        return function(*operands)
-
-    return refuse
-
-
 _QUOTIENTS = loops_of(2, _FLOATING)
 _MIXED_INTEGERS = ["qq->{}", "QQ->{}", "qQ->{}", "Qq->{}"]
 _COMPARISONS = ["??->?", *(loop.format("?") for loop in _MIXED_INTEGERS), *loops_of(2, _FLOATING, "?")]
 _ufuncs = [
     *(ufunc(name, loops_of(2, _ALL)) for name in ("add", "multiply", "maximum", "minimum")),
-    ufunc("subtract", loops_of(2, _ALL), _no_booleans(np.subtract)),
-    ufunc("negative", loops_of(1, _ALL), _no_booleans(np.negative)),
+    ufunc("subtract", loops_of(2, _ALL), booleans=False),
+    ufunc("negative", loops_of(1, _ALL), booleans=False),
     ufunc("power", ["??->b", *loops_of(2, _ALL[1:])]),
     ufunc("true_divide", ["qq->d", "qQ->d", "Qq->d", "QQ->d", *_QUOTIENTS], typed=_QUOTIENTS),
     *(ufunc(name, loops_of(2, _INTEGERS + _REAL)) for name in ("floor_divide", "remainder")),
@@ -682,51 +676,54 @@ def where(condition: ndarray, x: Any, y: Any) -> ndarray:
 
 # ---------------------------------------------------------------- reductions
 
-_SUMS = [*(f"{c}->{'l' if c in '?bhilq' else 'L'}" for c in f"?{_INTEGERS}"), *loops_of(1, _FLOATING)]
+_SUMS = [*(f"{c}->{'l' if c in '?bhil' else 'L'}" for c in f"?{_INTEGERS[:-2]}"), *loops_of(1, f"qQ{_FLOATING}")]
+_TRUTHS = loops_of(1, _ALL.replace("b", "").replace("E", ""), "?")
 REDUCTIONS = {
-    "sum": _SUMS, "prod": _SUMS, "max": loops_of(1, _ALL), "min": loops_of(1, _ALL), "all": loops_of(1, _ALL, "?"),
-    "any": loops_of(1, _ALL, "?"),
+    "sum": _SUMS, "prod": _SUMS, "max": loops_of(1, _ALL), "min": loops_of(1, _ALL), "all": _TRUTHS, "any": _TRUTHS
 }  # fmt: skip
+REDUCTIONS_IN_A_DTYPE = loops_of(1, _ALL)  # sums and products where it is named
 
 
-def _reduction(name: str, types: list[str]) -> Any:
-    loops, typed = parse_loops(types), parse_loops(loops_of(1, _ALL))
-    adds = types is _SUMS
+def _reduce(name: str, a: ndarray, axis: Any, dtype: Any, out: ndarray | None, keepdims: bool) -> ndarray:
+    values = take_values(a)
+    axes = np.lib.array_utils.normalize_axis_tuple(range(a.ndim) if axis is None else axis, a.ndim)
+    if dtype is None:
+        (source,), (result,) = next(loop for loop in parse_loops(REDUCTIONS[name]) if np.can_cast(a.dtype, loop[0][0]))
+    else:
+        (source,), (result,) = next(
+            loop for loop in parse_loops(REDUCTIONS_IN_A_DTYPE) if loop[1][0] == np.dtype(dtype)
+        )
+    shape = tuple(1 if i in axes else n for i, n in enumerate(a.shape) if keepdims or i not in axes)
+    if out is None:
+        out = ndarray(shape, result)
+    elif take_values(out).shape != shape:
+        raise ValueError("Out shape is mismatched")
+    if out.size == 0:
+        return out
+    if name in ("max", "min") and a.size == 0:
+        raise ValueError(f"zero-size array to reduction operation cupy_{name} which has no identity")
+    wide = np.dtype(np.float32) if source in HALVES else source  # CuPy adds halves up in float
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", np.exceptions.ComplexWarning)
+        options = {"dtype": wide} if name in ("sum", "prod") else {}
+        total = getattr(np, name)(values.astype(wide), axis=axes, keepdims=keepdims, **options)
+        out._values[...] = np.asarray(total).astype(out.dtype)
+    return out
 
-    def reduce(
+
+def _reduction(name: str) -> Any:
+    def reduce(a: ndarray, axis: Any = None, out: ndarray | None = None, keepdims: bool = False) -> ndarray:
+        return _reduce(name, a, axis, None, out, keepdims)
+
+    def reduce_in(
         a: ndarray, axis: Any = None, dtype: Any = None, out: ndarray | None = None, keepdims: bool = False
     ) -> ndarray:
-        values = take_values(a)
-        axes = np.lib.array_utils.normalize_axis_tuple(range(a.ndim) if axis is None else axis, a.ndim)
-        if dtype is None:
-            source, result = next(loop for loop in loops if np.can_cast(a.dtype, loop[0][0]))
-        elif adds:
-            source, result = next(loop for loop in typed if loop[1] == (np.dtype(dtype),))
-        else:
-            raise TypeError(f"{name}() got an unexpected keyword argument 'dtype'")
-        shape = tuple(1 if i in axes else n for i, n in enumerate(a.shape) if keepdims or i not in axes)
-        if out is None:
-            out = ndarray(shape, result[0])
-        elif take_values(out).shape != shape:
-            raise ValueError("Out shape is mismatched")
-        if out.size == 0:
-            return out
-        if name in ("max", "min") and a.size == 0:
-            raise ValueError(f"zero-size array to reduction operation cupy_{name} which has no identity")
-        wide = np.dtype(np.float32) if source[0] in HALVES else source[0]  # CuPy adds halves up in float
-        with np.errstate(all="ignore"), warnings.catch_warnings():
-            warnings.simplefilter("ignore", np.exceptions.ComplexWarning)
-            options = {"dtype": wide} if adds else {}
-            values = getattr(np, name)(values.astype(wide), axis=axes, keepdims=keepdims, **options)
-            out._values[...] = np.asarray(values).astype(out.dtype)
-        return out
+        return _reduce(name, a, axis, dtype, out, keepdims)
 
-    reduce.__name__ = name
-    return function(reduce)
+    return reduce_in if REDUCTIONS[name] is _SUMS else reduce
 
 
-for _name, _types in REDUCTIONS.items():
-    _reduction(_name, _types)
+FUNCTIONS.update({name: _reduction(name) for name in REDUCTIONS})
 
 
 # ---------------------------------------------------------------- products
@@ -951,6 +948,12 @@ def real(val: ndarray) -> ndarray:
 
 
 @function
+def broadcast_arrays(*args: ndarray) -> list[ndarray]:
+    shape = np.broadcast_shapes(*(each.shape for each in args))
+    return [each._view(np.broadcast_to(each._values, shape)) for each in args]
+
+
+@function
 def result_type(*arrays_and_dtypes: Any) -> np.dtype:
     return np.result_type(*(each.dtype if isinstance(each, ndarray) else each for each in arrays_and_dtypes))
 
@@ -980,7 +983,7 @@ def _copies(name: str) -> None:
 
 for _name in ("transpose", "swapaxes", "moveaxis", "expand_dims", "squeeze", "broadcast_to", "flip"):
     _views(_name)
-for _name in ("concatenate", "stack", "vecdot", "take", "tensordot", "argmax", "round"):
+for _name in ("concatenate", "stack", "take", "tensordot", "argmax", "round"):
     _copies(_name)
 
 
