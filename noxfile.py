@@ -23,11 +23,22 @@ nox.needs_version = ">=2025.5"
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 BACKENDS = ("numpy", "array-api-strict", "torch", "jax", "dask", "sparse", "ndonnx", "cupy")
-COVERED = ("numpy", "array-api-strict", "torch", "jax", "dask", "ndonnx", "cupy")
+COVERED = ("numpy", "array-api-strict", "torch", "jax", "dask", "ndonnx", "cupy", "cupy-standin")
+DEVICE_1 = ("--device", "CUDA Device 1")
+HALVES = ("tests/core/test_properties.py", "tests/backends/test_cupy.py")
+# Machines that the stand-in for CuPy pretends to be, as its docstring describes them, and what is tested on each.
+MACHINES = (
+    ({"STANDIN_DEVICES": "1"}, ()),
+    ({"STANDIN_DEVICES": "2"}, DEVICE_1),
+    ({"STANDIN_DEVICES": "2", "STANDIN_PEERS": "0"}, DEVICE_1),
+    ({"STANDIN_HALF_SPLITK": "16"}, HALVES),
+)
 PARALLEL = ("-n", "auto", "--dist", "worksteal")
 SITE = "docs/_build/html"
 # What takes longer, or tests other versions, is run by CI: .ci/run.
-nox.options.sessions = ["lint", *(f"tests({name})" for name in BACKENDS), "coverage", "docs", "build"]
+nox.options.sessions = [
+    "lint", *(f"tests({name})" for name in (*BACKENDS, "cupy-standin")), "coverage", "docs", "build"
+]  # fmt: skip
 
 
 def lowest(requirements: list[str]) -> list[str]:
@@ -63,11 +74,12 @@ def lint(session: nox.Session) -> None:
     "backend",
     [
         *(nox.param(name, id=name, tags=["gpu"] if name == "cupy" else []) for name in BACKENDS),
+        nox.param("cupy-standin", id="cupy-standin"),
         nox.param("minimum", id="minimum"),
     ],
 )
 def tests(session: nox.Session, backend: str) -> None:
-    """Run the tests on one backend, or those that depend on versions with the lowest ones allowed."""
+    """Run the tests on one backend, on the stand-in for CuPy, or with the lowest versions those that depend on them."""
     requirements = list(nox.project.dependency_groups(PYPROJECT, backend))
     if backend == "minimum":
         project = PYPROJECT["project"]
@@ -78,11 +90,18 @@ def tests(session: nox.Session, backend: str) -> None:
         arguments = [f"tests/{part}" for part in parts]
     else:
         python = environment(session, "shared", "-e", ".[cli,testing]", *requirements)
-        arguments = ["--backend", backend]
+        arguments = ["--backend", backend.removesuffix("-standin")]
     if backend in COVERED:
         arguments += ["--cov", "--cov-report=", "--cov-fail-under=0"]  # the coverage session judges
-    data = {"COVERAGE_FILE": str(Path(f".coverage.{backend}").resolve())}
-    session.run(python, "-m", "pytest", *PARALLEL, *arguments, *session.posargs, env=data, external=True)
+    machines = MACHINES if backend == "cupy-standin" else (({}, ()),)
+    for number, (machine, more) in enumerate(machines):
+        variables = {"COVERAGE_FILE": str(Path(f".coverage.{backend}.{number}").resolve()), **machine}
+        if machine:
+            variables |= {"PYTHONPATH": str(Path("tests", "cupy_standin").resolve()), "OMP_NUM_THREADS": "1"}
+            session.log("%s", ", ".join(f"{name}={value}" for name, value in machine.items()))
+        session.run(
+            python, "-m", "pytest", *PARALLEL, *arguments, *more, *session.posargs, env=variables, external=True
+        )
 
 
 @nox.session(venv_backend="none")
@@ -97,7 +116,7 @@ def distributed(session: nox.Session) -> None:
 def coverage(session: nox.Session) -> None:
     """Require that some of the test sessions together cover every line and branch."""
     python = environment(session, "shared", "coverage>=7.10")
-    files = [name for backend in COVERED for name in map(str, Path().glob(f".coverage.{backend}*"))]
+    files = [name for backend in COVERED for name in map(str, Path().glob(f".coverage.{backend}.*"))]
     session.run(python, "-m", "coverage", "combine", "--keep", *files, external=True)
     session.run(python, "-m", "coverage", "report", external=True)
 
