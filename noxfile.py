@@ -25,12 +25,13 @@ PYPROJECT = nox.project.load_toml("pyproject.toml")
 BACKENDS = ("numpy", "array-api-strict", "torch", "jax", "dask", "sparse", "ndonnx", "cupy")
 COVERED = ("numpy", "array-api-strict", "torch", "jax", "dask", "ndonnx", "cupy", "cupy-standin")
 DEVICE_1 = ("--device", "CUDA Device 1")
-HALVES = ("tests/core/test_properties.py", "tests/backends/test_cupy.py")
+HALVES = ("tests/core/test_properties.py", "tests/backends/test_cupy.py")  # where products of halves are tested
+PLACES = ("tests/backends", "tests/core/test_layer_copies.py", "tests/core/test_storage.py")  # and where copies are
 # Machines that the stand-in for CuPy pretends to be, as its docstring describes them, and what is tested on each.
 MACHINES = (
     ({"STANDIN_DEVICES": "1"}, ()),
     ({"STANDIN_DEVICES": "2"}, DEVICE_1),
-    ({"STANDIN_DEVICES": "2", "STANDIN_PEERS": "0"}, DEVICE_1),
+    ({"STANDIN_DEVICES": "2", "STANDIN_PEERS": "0"}, (*DEVICE_1, *PLACES)),
     ({"STANDIN_HALF_SPLITK": "16"}, HALVES),
 )
 PARALLEL = ("-n", "auto", "--dist", "worksteal")
