@@ -11,6 +11,7 @@ import itertools
 import sys
 import types
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,9 +20,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 
+import xaffine
 from tests.conftest import STAND_IN, is_stand_in
 from tests.helpers import case_on
-from xaffine import AffineLayer, affine, affine_vjp, backends
+from xaffine import AffineLayer, affine, affine_backward, affine_jvp, affine_vjp, backends, curvature, per_sample
 from xaffine.backends import Backend
 from xaffine.kernels import cupy as kernel
 from xaffine.kernels import standard
@@ -266,21 +268,147 @@ def test_memory_is_known_by_its_addresses_alone() -> None:
             assert backends.share_memory(array, other) == np.shares_memory(host, other_host), (i, k)
 
 
-def test_nothing_goes_through_the_host(backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    x, W, b = (backend.from_numpy(np.ones(shape, "float32")) for shape in ((2, 2, 3), (6, 4), (4,)))
+def calls(backend: Backend) -> dict[str, Callable[[], Any]]:
+    """Return a call of every public function that computes with arrays, by its name."""
+    case = make_case((2, 2, 3), 4, seed=0)
+    dy, x, W, b = case_on(case, backend)
+    real = [array.astype("float32") for array in (dy, x, W, b)]
+    like = cupy.ones_like
+    buffers = tuple(map(cupy.empty_like, (x, W, b)))
+    layer = AffineLayer(W, b)
+    layer.forward(x)
+
+    def accumulate() -> Any:
+        return [layer.backward(dy, accumulate=True) for _ in range(2)], layer.dW, layer.db
+
+    return {
+        "affine": lambda: (affine(x, W, b), affine(x, W, b, out=cupy.empty_like(dy))),
+        "affine_vjp": lambda: affine_vjp(x, W, b)[1](dy),
+        "affine_backward": lambda: (affine_backward(dy, x, W, b), affine_backward(dy, x, W, b, out=buffers)),
+        "affine_jvp": lambda: affine_jvp((x, W, b), (like(x), like(W), like(b))),
+        "AffineLayer": lambda: (layer.forward(x), layer.backward(dy), accumulate()),
+        "per_sample_gradients": lambda: per_sample.per_sample_gradients(*real),
+        "per_sample_gradient_norms": lambda: per_sample.per_sample_gradient_norms(*real),
+        "clipped_gradients": lambda: per_sample.clipped_gradients(*real, max_norm=1.0),
+        "affine_double_backward": lambda: curvature.affine_double_backward((like(x), like(W), like(b)), dy, x, W, b),
+        "gauss_newton_vector_product": lambda: curvature.gauss_newton_vector_product(
+            (like(x), like(W), like(b)), lambda y_dot: y_dot, x, W, b
+        ),
+        "kronecker_factors": lambda: curvature.kronecker_factors(*real),
+    }
+
+
+READS = ("get", "item", "tolist", "__bool__", "__float__", "__int__", "__complex__", "__array__")
+
+
+def arrays_among(results: Any) -> list[Any]:
+    """Return the arrays in tuples and lists."""
+    if isinstance(results, (tuple, list)):
+        return [array for each in results for array in arrays_among(each)]
+    return [] if results is None else [results]
+
+
+def test_no_function_waits_for_the_device_or_goes_through_the_host(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    some = calls(backend)
+    modules = xaffine, per_sample, curvature
+    public = {name: getattr(module, name) for module in modules for name in module.__all__}
+    assert set(some) == {
+        name for name, each in public.items()
+        if callable(each) and not (isinstance(each, type) and issubclass(each, tuple))
+    }  # fmt: skip
+    expected = {name: [array.get() for array in arrays_among(call())] for name, call in some.items()}
 
     def refuse(*_: Any, **__: Any) -> None:
-        raise AssertionError("copied to the host")
+        raise AssertionError("read on the host")
 
+    results = {}
     with monkeypatch.context() as patch:
-        for way in ("get", "item", "tolist", "__bool__", "__float__", "__int__", "__array__"):
+        for way in READS:
             patch.setattr(cupy.ndarray, way, refuse)
-        with pytest.raises(AssertionError, match="copied to the host"):
-            x.get()
-        y, vjp = affine_vjp(x, W, b)
-        gradients = vjp(y)
-    assert all(isinstance(result, cupy.ndarray) for result in (y, *gradients))
-    assert bool((y == 7).all())
+        if is_stand_in(cupy):  # which calls this wherever the host waits
+            patch.setattr(cupy._core, "host_waits", refuse)
+        with pytest.raises(AssertionError, match="read on the host"):
+            bool(cupy.ones(()))
+        for name, call in some.items():
+            results[name] = arrays_among(call())
+    for name, arrays in results.items():
+        assert all(type(array) is cupy.ndarray for array in arrays), name
+        if name != "AffineLayer":  # whose sums grow
+            assert all((array.get() == e).all() for array, e in zip(arrays, expected[name], strict=True)), name
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_layers_are_made_and_loaded_on_their_device(
+    backend: Backend, devices: list[Any], tmp_path: Path, dtype: str
+) -> None:
+    first, second = (AffineLayer.random(3, 2, xp="cupy", device=device, dtype=dtype, seed=0) for device in devices)
+    second.save(tmp_path / "layer.safetensors")
+    for layer in (second, AffineLayer.load(tmp_path / "layer.safetensors", xp="cupy", device=devices[1])):
+        assert [layer.W.device, layer.b.device] == [devices[1]] * 2
+        assert layer.W.dtype == layer.b.dtype == backend.dtype(dtype)
+        assert (backend.to_numpy(layer.W) == backend.to_numpy(first.W)).all()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float64", None])
+@pytest.mark.parametrize("of", ["the same", "NumPy"])
+def test_layers_change_their_dtype_and_device_as_they_are_told(
+    backend: Backend, devices: list[Any], dtype: str | None, of: str
+) -> None:
+    W = np.arange(12, dtype="float32").reshape(3, 4)[:, ::2]
+    for start, target in itertools.product(devices, (None, *devices)):
+        layer = AffineLayer(W if of == "NumPy" else backend.from_numpy(W, device=start))
+        moved = layer.to("cupy", device=target, dtype=dtype).W
+        assert moved.device == (target or (devices[0] if of == "NumPy" else start))
+        assert moved.dtype == backend.dtype(dtype or "float32")
+        assert (backend.to_numpy(moved) == W).all()
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda W: W[:, ::2], lambda W: W[::-1], lambda W: W.T, lambda W: W.T[::2], lambda W: W[1:, 1:],
+        lambda W: cupy.broadcast_to(W[:1], W.shape), lambda W: W[:0, ::2],
+    ],
+)  # fmt: skip
+def test_weights_that_lie_in_any_way_change_devices(backend: Backend, devices: list[Any], view: Any) -> None:
+    for start, target in itertools.permutations(devices):
+        with start:
+            W = view(cupy.arange(12, dtype="float32").reshape(3, 4))
+        moved = AffineLayer(W).to("cupy", device=target).W
+        assert moved.device == target
+        assert (backend.to_numpy(moved) == backend.to_numpy(W)).all()
+        assert cupy.cuda.Device() == devices[0]
+
+
+def test_hessian_of_the_user_is_called_on_the_device_of_the_operands(backend: Backend, devices: list[Any]) -> None:
+    _, x, W, b = case_on(make_case((2, 3), 4, seed=0), backend, devices[1])
+    seen = []
+
+    def hessian_vector_product(y_dot: Any) -> Any:
+        seen.append(cupy.ones(2).device)
+        return y_dot + y_dot
+
+    product = curvature.gauss_newton_vector_product((x, W, b), hessian_vector_product, x, W, b)
+    assert seen == [devices[1]]
+    assert {array.device.id for array in product} == {devices[1].id}
+    assert cupy.cuda.Device() == devices[0]
+
+
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize(
+    ("capability", "has"), [("70", False), ("75", False), ("80", True), ("90", True), ("120", True)]
+)
+def test_bfloat16_is_offered_where_cublas_has_it(capability: str, has: bool) -> None:
+    device = SimpleNamespace(compute_capability=capability)
+    assert ("bfloat16" in backends.get("cupy")._not_on(device)) is not has
+
+
+def test_own_device_is_asked_for_bfloat16(backend: Backend) -> None:
+    lacking = {"bfloat16"} if int(cupy.cuda.Device().compute_capability) < 80 else set()
+    for device in (None, *backend.devices):
+        assert {"bfloat16", "float16", "float32"} - set(backend.dtypes(device)) == lacking
 
 
 def test_blocks_of_dask_stay_on_the_device(backend: Any) -> None:
