@@ -7,14 +7,13 @@ missing skips what needs the GPU, and says so.
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -38,9 +37,10 @@ SOME_BACKENDS = {
 OF_ONE_BACKEND = {f"backends/test_{name.replace('-', '_')}.py": {name} for name in backends.names()}
 
 
-def is_stand_in(cupy: ModuleType) -> bool:
-    """Return whether a module is the stand-in for CuPy."""
-    return STAND_IN in Path(str(cupy.__file__)).parents
+def cupy_is_stand_in() -> bool:
+    """Return whether what is imported as CuPy is the stand-in for it."""
+    spec = importlib.util.find_spec("cupy")
+    return spec is not None and STAND_IN in Path(str(spec.origin)).parents
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -72,10 +72,10 @@ def pytest_configure(config: pytest.Config) -> None:
     # NUMBA_DISABLE_JIT=0 tests what users run.
     os.environ.setdefault("NUMBA_DISABLE_JIT", "1")
     library = config.getoption("backend")
-    if library == "cupy" and is_stand_in(cupy := importlib.import_module("cupy")):
+    if library == "cupy" and cupy_is_stand_in():
         library = "the stand-in for cupy"
     elif library == "cupy" and any(name.startswith("STANDIN_") for name in os.environ):
-        msg = f"STANDIN_... describes the stand-in for CuPy, but what PYTHONPATH leads to is {cupy.__file__}"
+        msg = f"STANDIN_... describes the stand-in for CuPy, but {STAND_IN} does not come first on PYTHONPATH"
         raise pytest.UsageError(msg)
     # Derandomised: a run shows what the commit does; `nox -s fuzz` draws new cases. Deadlines would test the machine.
     settings.register_profile(
@@ -107,7 +107,8 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 def pytest_report_header(config: pytest.Config) -> list[str]:
     files = [path for path in map(TESTS.joinpath, ("distributed", *SOME_BACKENDS, *OF_ONE_BACKEND)) if path.exists()]
     reasons = {path.relative_to(TESTS.parent): reason_to_ignore(path, config) for path in files}
-    return [f"not collected: {path} ({reason})" for path, reason in reasons.items() if reason]
+    lines = [f"not collected: {path} ({reason})" for path, reason in reasons.items() if reason]
+    return lines + ["cupy is the stand-in for it"] * (config.getoption("backend") == "cupy" and cupy_is_stand_in())
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

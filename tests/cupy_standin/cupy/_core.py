@@ -13,7 +13,8 @@ import threading
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
+from types import SimpleNamespace
 from typing import Any
 
 import ml_dtypes
@@ -208,17 +209,10 @@ def allocate(shape: Any, dtype: Any, order: str = "C") -> np.ndarray:
 
 def allocate_like(values: np.ndarray, dtype: Any, order: str) -> np.ndarray:
     """Return memory of the same shape; with the order K the axes lie as those of the values do."""
-    if order == "A":
-        order = "F" if values.flags.fnc else "C"
     if order != "K":
         return allocate(values.shape, dtype, order)
     axes = sorted(range(values.ndim), key=lambda axis: (-abs(values.strides[axis]), axis))
     return allocate([values.shape[axis] for axis in axes], dtype).transpose(np.argsort(axes).astype(int))
-
-
-class MemoryPointer:
-    def __init__(self, ptr: int, device_id: int) -> None:
-        self.ptr, self.device_id = ptr, device_id
 
 
 def check_peer_access(array: ndarray) -> None:
@@ -307,8 +301,8 @@ class ndarray:  # noqa: N801 - CuPy's name
     T = property(lambda self: self._view(self._values.T))
 
     @property
-    def data(self) -> MemoryPointer:
-        return MemoryPointer(self._values.__array_interface__["data"][0] if self.size else 0, self._device)
+    def data(self) -> SimpleNamespace:
+        return SimpleNamespace(ptr=self._values.__array_interface__["data"][0], device_id=self._device)
 
     @property
     def real(self) -> ndarray:
@@ -341,11 +335,11 @@ class ndarray:  # noqa: N801 - CuPy's name
     def __int__(self) -> int:
         return int(self.get())
 
-    def __float__(self) -> float:
-        return float(self.get())
-
     def __complex__(self) -> complex:
         return complex(self.get())
+
+    def __float__(self) -> float:
+        return float(self.get())
 
     def __repr__(self) -> str:
         return repr(self.get())
@@ -412,41 +406,20 @@ class ndarray:  # noqa: N801 - CuPy's name
     def __len__(self) -> int:
         return len(self._values)
 
-    def __iter__(self) -> Iterator[ndarray]:
-        return (self[i] for i in range(len(self)))
-
-    def _key(self, key: Any) -> tuple[tuple[Any, ...], bool]:
-        """Return an index for NumPy, and whether arrays are part of it."""
-        parts, advanced = [], False
-        for part in key if isinstance(key, tuple) else (key,):
-            if isinstance(part, ndarray):
-                if part.dtype.kind == "b":
-                    host_waits("boolean index")
-                parts.append(take_values(part))
-                advanced = True
-            elif part is None or part is Ellipsis or isinstance(part, (slice, int, np.integer)):
-                parts.append(part)
-            elif isinstance(part, (list, np.ndarray)):
-                parts.append(np.asarray(part))
-                advanced = True
-            else:
-                raise IndexError(
-                    "only integers, slices (`:`), ellipsis (`...`), numpy.newaxis (`None`) and integer or boolean "
-                    "arrays are valid indices"
-                )
-        basic = not advanced and not any(part is Ellipsis for part in parts)
-        return (*parts, ...) if basic else tuple(parts), advanced  # with an ellipsis, NumPy returns no scalar
+    def _basic(self, key: Any) -> tuple[Any, ...]:
+        """Return a key that makes NumPy return a view, and never a scalar."""
+        parts = key if isinstance(key, tuple) else (key,)
+        if not all(part is None or part is Ellipsis or isinstance(part, (slice, int, np.integer)) for part in parts):
+            raise NotImplementedError(
+                "the stand-in has no arrays among indices; where they are boolean, the host waits"
+            )
+        return parts if any(part is Ellipsis for part in parts) else (*parts, ...)
 
     def __getitem__(self, key: Any) -> ndarray:
-        key, advanced = self._key(key)
-        return put(take_values(self)[key]) if advanced else self._view(self._values[key])
+        return self._view(self._values[self._basic(key)])
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        key, advanced = self._key(key)
-        if advanced:
-            take_values(self)[key] = take_values(value) if isinstance(value, ndarray) else value
-            return
-        target = self._view(self._values[key])
+        target = self[key]
         if not isinstance(value, ndarray):
             target.fill(value)
             return
@@ -460,14 +433,8 @@ class ndarray:  # noqa: N801 - CuPy's name
 
     # Arithmetic. The methods of operators and reductions are made below.
 
-    def __neg__(self) -> ndarray:
-        return UFUNCS["negative"](self)
-
     def __abs__(self) -> ndarray:
         return UFUNCS["absolute"](self)
-
-    def __invert__(self) -> ndarray:
-        return UFUNCS["invert"](self)
 
     def dot(self, b: ndarray, out: ndarray | None = None) -> ndarray:
         for other in (b, self if out is None else out):
@@ -483,12 +450,6 @@ class ndarray:  # noqa: N801 - CuPy's name
         if own is None or method != "__call__" or kwargs or not all(isinstance(each, known) for each in inputs):
             return NotImplemented
         return own(*inputs)
-
-    def __array_function__(self, function: Any, types: Iterable[type], args: Any, kwargs: Any) -> Any:
-        own = FUNCTIONS.get(function.__name__) if function.__module__ == "numpy" else None
-        if own is None or not all(issubclass(each, (ndarray, np.ndarray)) for each in types):
-            return NotImplemented
-        return own(*args, **kwargs)
 
 
 for _method, _name in {
@@ -546,14 +507,14 @@ def _kind(scalar_type: type) -> int:
 class ufunc:  # noqa: N801 - CuPy's name
     """A function with the loops of CuPy, in their order: the first one that the operands can be cast to is taken.
 
-    `types` has them as the attribute of that name has in CuPy, and `typed` those from which ``dtype=`` chooses.
+    `types` has them as the attribute of that name has in CuPy.
     """
 
     def __init__(
-        self, name: str, types: list[str], function: Any = None, *, typed: list[str] | None = None,
+        self, name: str, types: list[str], function: Any = None, *,
         casting: str = "same_kind", booleans: bool = True,
     ) -> None:  # fmt: skip
-        self.name, self.types, self.typed = name, types, typed or types
+        self.name, self.types = name, types
         self.nin, self.casting, self.booleans = types[0].index("-"), casting, booleans
         self._function, self._loops = function or getattr(np, name), parse_loops(types)
         self._cache: dict[Any, Loop] = {}
@@ -584,13 +545,7 @@ class ufunc:  # noqa: N801 - CuPy's name
                 break
         raise TypeError(f"Wrong type ({dtypes}) of arguments for cupy_{self.name}")
 
-    def _loop_of(self, dtype: np.dtype) -> Loop:
-        for loop in parse_loops(self.typed):
-            if loop[1] == (dtype,):
-                return loop
-        raise TypeError(f"Wrong type ({dtype}) of arguments for cupy_{self.name}")
-
-    def __call__(self, *args: Any, out: ndarray | None = None, dtype: Any = None) -> ndarray:
+    def __call__(self, *args: Any, out: ndarray | None = None) -> ndarray:
         if len(args) == self.nin + 1 and out is None:
             *args, out = args
         if len(args) != self.nin:
@@ -604,7 +559,7 @@ class ufunc:  # noqa: N801 - CuPy's name
             take_values(out)
         arrays = [each for each in operands if isinstance(each, ndarray)]
         shape = np.broadcast_shapes(*(each.shape for each in (*arrays, *([] if out is None else [out]))))
-        (*in_dtypes,), (out_dtype,) = self._loop_for(operands) if dtype is None else self._loop_of(np.dtype(dtype))
+        (*in_dtypes,), (out_dtype,) = self._loop_for(operands)
         if out is None:
             out = ndarray(shape, out_dtype)
         elif out.shape != shape:
@@ -629,7 +584,6 @@ _INTEGERS, _REAL, _FLOATING = "bBhHiIlLqQ", "eEfd", "eEfdFD"
 _ALL = f"?{_INTEGERS}{_FLOATING}"
 
 
-_QUOTIENTS = loops_of(2, _FLOATING)
 _MIXED_INTEGERS = ["qq->{}", "QQ->{}", "qQ->{}", "Qq->{}"]
 _COMPARISONS = ["??->?", *(loop.format("?") for loop in _MIXED_INTEGERS), *loops_of(2, _FLOATING, "?")]
 _ufuncs = [
@@ -637,7 +591,7 @@ _ufuncs = [
     ufunc("subtract", loops_of(2, _ALL), booleans=False),
     ufunc("negative", loops_of(1, _ALL), booleans=False),
     ufunc("power", ["??->b", *loops_of(2, _ALL[1:])]),
-    ufunc("true_divide", ["qq->d", "qQ->d", "Qq->d", "QQ->d", *_QUOTIENTS], typed=_QUOTIENTS),
+    ufunc("true_divide", ["qq->d", "qQ->d", "Qq->d", "QQ->d", *loops_of(2, _FLOATING)]),
     *(ufunc(name, loops_of(2, _INTEGERS + _REAL)) for name in ("floor_divide", "remainder")),
     *(ufunc(name, loops_of(1, _ALL[1:])) for name in ("conjugate", "square", "sign")),
     ufunc("absolute", [*loops_of(1, f"?{_INTEGERS}{_REAL}"), "F->f", "D->d"]),
@@ -981,9 +935,9 @@ def _copies(name: str) -> None:
     FUNCTIONS[name] = call
 
 
-for _name in ("transpose", "swapaxes", "moveaxis", "expand_dims", "squeeze", "broadcast_to", "flip"):
+for _name in ("transpose", "swapaxes", "moveaxis", "broadcast_to", "flip"):
     _views(_name)
-for _name in ("concatenate", "stack", "take", "tensordot", "argmax", "round"):
+for _name in ("concatenate", "take", "tensordot", "round"):
     _copies(_name)
 
 
