@@ -24,22 +24,34 @@ nox.needs_version = ">=2025.5"
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 BACKENDS = ("numpy", "array-api-strict", "torch", "jax", "dask", "sparse", "ndonnx", "cupy")
 COVERED = ("numpy", "array-api-strict", "torch", "jax", "dask", "ndonnx", "cupy", "cupy-standin")
-DEVICE_1 = ("--device", "CUDA Device 1")
-HALVES = ("tests/core/test_properties.py", "tests/backends/test_cupy.py")  # where products of halves are tested
-PLACES = ("tests/backends", "tests/core/test_layer_copies.py", "tests/core/test_storage.py")  # and where copies are
-# Machines that the stand-in for CuPy pretends to be, as its docstring describes them, and what is tested on each.
-MACHINES = (
-    ({"STANDIN_DEVICES": "1"}, ()),
-    ({"STANDIN_DEVICES": "2"}, DEVICE_1),
-    ({"STANDIN_DEVICES": "2", "STANDIN_PEERS": "0"}, (*DEVICE_1, *PLACES)),
-    ({"STANDIN_HALF_SPLITK": "16"}, HALVES),
-)
+# What a session runs on its backend, if it is not all tests once: the variables of each run, and its arguments.
+VERSIONED = ("test_affine_layer.py", "core", "backends", "testing", "command/test_command.py")
+DEVICE_1 = ("--backend", "cupy", "--device", "CUDA Device 1")
+RUNS: dict[str, tuple[tuple[dict[str, str], tuple[str, ...]], ...]] = {
+    "minimum": (
+        ({}, tuple(f"tests/{part}" for part in VERSIONED)),
+        ({}, ("--backend", "dask", "tests/backends/test_dask.py", "tests/core/test_properties.py")),
+        ({}, ("--backend", "jax", "tests/backends/test_jax.py", "tests/core/test_properties.py")),
+    ),
+    "newest": (({}, ("--backend", "all")),),
+    # Machines that the stand-in for CuPy pretends to be, as its docstring describes them.
+    "cupy-standin": (
+        ({"STANDIN_DEVICES": "1"}, ("--backend", "cupy")),
+        ({"STANDIN_DEVICES": "2"}, DEVICE_1),
+        (  # where copies are made
+            {"STANDIN_DEVICES": "2", "STANDIN_PEERS": "0"},
+            (*DEVICE_1, "tests/backends", "tests/core/test_layer_copies.py", "tests/core/test_storage.py"),
+        ),
+        (  # where products of halves are tested
+            {"STANDIN_HALF_SPLITK": "16"},
+            ("--backend", "cupy", "tests/core/test_properties.py", "tests/backends/test_cupy.py"),
+        ),
+    ),
+}
 PARALLEL = ("-n", "auto", "--dist", "worksteal")
 SITE = "docs/_build/html"
 # What takes longer, or tests other versions, is run by CI: .ci/run.
-nox.options.sessions = [
-    "lint", *(f"tests({name})" for name in (*BACKENDS, "cupy-standin")), "coverage", "docs", "build"
-]  # fmt: skip
+nox.options.sessions = ["lint", *(f"tests({b})" for b in (*BACKENDS, "cupy-standin")), "coverage", "docs", "build"]
 
 
 def lowest(requirements: list[str]) -> list[str]:
@@ -75,34 +87,32 @@ def lint(session: nox.Session) -> None:
     "backend",
     [
         *(nox.param(name, id=name, tags=["gpu"] if name == "cupy" else []) for name in BACKENDS),
-        nox.param("cupy-standin", id="cupy-standin"),
-        nox.param("minimum", id="minimum"),
+        *(nox.param(name, id=name) for name in RUNS),
     ],
 )
 def tests(session: nox.Session, backend: str) -> None:
-    """Run the tests on one backend, on the stand-in for CuPy, or with the lowest versions those that depend on them."""
-    requirements = list(nox.project.dependency_groups(PYPROJECT, backend))
+    """Run the tests on one backend, on the stand-in for CuPy, or on several with their lowest or newest versions."""
+    requirements = nox.project.dependency_groups(PYPROJECT, backend)
     if backend == "minimum":
         project = PYPROJECT["project"]
         extras = project["optional-dependencies"]
-        requirements += lowest(project["dependencies"] + extras["cli"] + extras["testing"])
-        python = environment(session, "minimum", "-e", ".[cli,testing]", *requirements)
-        parts = ("test_affine_layer.py", "core", "backends", "testing", "command/test_command.py")
-        arguments = [f"tests/{part}" for part in parts]
+        bounds = [
+            *project["dependencies"],
+            *(each for name in ("cli", "testing", "dask", "jax") for each in extras[name]),
+        ]
+        python = environment(session, "minimum", "-e", ".[cli,testing]", *requirements, *lowest(bounds))
+    elif backend == "newest":
+        python = environment(session, "newest", "--upgrade", "-e", ".[cli,testing]", *requirements)
     else:
         python = environment(session, "shared", "-e", ".[cli,testing]", *requirements)
-        arguments = ["--backend", backend.removesuffix("-standin")]
-    if backend in COVERED:
-        arguments += ["--cov", "--cov-report=", "--cov-fail-under=0"]  # the coverage session judges
-    machines = MACHINES if backend == "cupy-standin" else (({}, ()),)
-    for number, (machine, more) in enumerate(machines):
+    measured = ["--cov", "--cov-report=", "--cov-fail-under=0"] if backend in COVERED else []  # `coverage` judges
+    for number, (machine, arguments) in enumerate(RUNS.get(backend, (({}, ("--backend", backend)),))):
         variables = {"COVERAGE_FILE": str(Path(f".coverage.{backend}.{number}").resolve()), **machine}
         if machine:
             variables |= {"PYTHONPATH": str(Path("tests", "cupy_standin").resolve()), "OMP_NUM_THREADS": "1"}
             session.log("%s", ", ".join(f"{name}={value}" for name, value in machine.items()))
-        session.run(
-            python, "-m", "pytest", *PARALLEL, *arguments, *more, *session.posargs, env=variables, external=True
-        )
+        command = [python, "-m", "pytest", *PARALLEL, *measured, *arguments, *session.posargs]
+        session.run(*command, env=variables, external=True)
 
 
 @nox.session(venv_backend="none")
