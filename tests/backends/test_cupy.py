@@ -160,12 +160,12 @@ class TestProducts:
 class TestCompiledKernels:
     """The bias is added, and rows are added up, by kernels that are compiled from C++."""
 
-    @pytest.mark.parametrize(("stages", "small"), [((1, 2), 0), ((2, 16), 100), (kernel._LONG, kernel._SMALL)])
+    @pytest.mark.parametrize(("large", "long"), [(0, 0), (kernel._LARGE, kernel._LONG)])
     def test_agree_with_the_standard_kernel(
-        self, backend: Backend, monkeypatch: pytest.MonkeyPatch, stages: Any, small: int
+        self, backend: Backend, monkeypatch: pytest.MonkeyPatch, large: int, long: int
     ) -> None:
-        monkeypatch.setattr(kernel, "_LONG", stages)
-        monkeypatch.setattr(kernel, "_SMALL", small)
+        monkeypatch.setattr(kernel, "_LARGE", large)
+        monkeypatch.setattr(kernel, "_LONG", long)
         monkeypatch.setattr(kernel, "_EACH", 1)
 
         @given(cases(backend.dtypes(), mixed=False, supports={"no-bias", "empty"}, batch_axes=False))
@@ -200,7 +200,9 @@ class TestCompiledKernels:
     @pytest.mark.usefixtures("backend")
     def test_round_sums_of_rows_less_than_one_sum(self) -> None:
         N = 20_000_000
-        for value, units in ((1.0, 0), (0.1, 100)):  # one sum is off by 11330
+        in_a_thread = -(-N // kernel._THREADS), kernel._THREADS // kernel._BLOCK  # additions, in either stage
+        roundings = sum(in_a_thread) + kernel._BLOCK.bit_length()
+        for value, units in ((1.0, 0), (0.1, roundings)):  # one sum is off by 11330
             db = cupy.empty(2, "float32")
             kernel._sum_of_rows(cupy.full((N, 2), value, "float32"), db)
             exact = float(np.float32(value)) * N
