@@ -318,6 +318,8 @@ def execute(run: Run, folder: Path, limit: float) -> dict[str, Any]:
     if data.exists():
         record["data"] = json.loads(data.read_text(encoding="utf-8"))
         data.unlink()
+        if record["data"].get("status") == "unusable":  # so says its doctor
+            record |= {"outcome": "unusable", "told": record["data"]["note"]}
     return record
 
 

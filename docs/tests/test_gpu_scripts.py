@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
 import signal
 import subprocess
@@ -296,7 +297,7 @@ gpu = sys.modules["gpu"] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(gpu)
 doctor, passing, hanging = sys.argv[3:]
 gpu.card = lambda: "a card, driver 1.2, 3 MiB"
-gpu.GRACE, gpu.NEEDED = 0.3, ()
+gpu.GRACE = 0.3
 made = [("doctor", doctor), ("tests:cupy", passing), ("tf32:cupy", hanging)]
 gpu.all_runs = lambda: [gpu.Run(part, "cupy", ["-c", code, gpu.FILE], "cupy", 0) for part, code in made]
 sys.exit(gpu.main(["--out", sys.argv[2]]))
@@ -407,10 +408,7 @@ def test_unfit_card_is_one_line(
     assert saved(tmp_path) == {"runs": {}}
 
 
-def test_what_is_missing_is_one_line(gpu: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    monkeypatch.setattr(gpu, "_is_here", lambda module: module != "array_api_compat")
-    assert gpu.main(["--out", str(tmp_path)]) == 2
-    assert capsys.readouterr().out == "not installed: array_api_compat; pip install array-api-compat\n"
+def test_what_cannot_be_written_or_is_unknown_is_one_line(gpu: Any, tmp_path: Path, capsys: Any) -> None:
     (tmp_path / "file").write_text("kept")
     assert gpu.main(["--out", str(tmp_path / "file" / "folder")]) == 2
     told = capsys.readouterr().out
@@ -564,3 +562,31 @@ def test_page_alone_needs_no_card(gpu: Any, tmp_path: Path, monkeypatch: pytest.
 def test_committed_page_is_that_of_the_committed_figures() -> None:
     module = script("gpu")
     assert (FOLDER / "gpu.md").read_text(encoding="utf-8") == module.write_page(module.load(FOLDER))
+
+
+def test_runs_on_the_stand_in_as_on_a_card(tmp_path: Path) -> None:
+    """Nothing replaced but the card: the doctor, and a library that is here without a GPU."""
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho A card, 1.2, 81559, 80000, 9.0\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    environment = os.environ | {
+        "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(FOLDER.parents[1] / "tests" / "cupy_standin"),
+        "CUDA_VISIBLE_DEVICES": "",
+        "JAX_PLATFORMS": "cpu",
+    }
+    command = [sys.executable, str(FOLDER / "gpu.py"), "--out", str(tmp_path / "out"), "doctor", "--minutes", "2"]
+    told = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=120).stdout
+    outcomes = {name: record["outcome"] for name, record in saved(tmp_path / "out")["runs"].items()}
+    assert outcomes == {"doctor cupy": "passed", "doctor torch": "unusable", "doctor jax": "unusable"}, told
+    assert saved(tmp_path / "out")["runs"]["doctor cupy"]["data"]["device"] == "<CUDA Device 0>"
+    assert "| doctor torch | unusable: " in (tmp_path / "out" / "gpu.md").read_text()
+
+
+@pytest.mark.parametrize("argument", ["--plan", "page", "doctor"])
+def test_missing_library_is_one_line(tmp_path: Path, argument: str) -> None:
+    hide = "import runpy, sys; sys.modules['array_api_compat'] = None; del sys.argv[0]"
+    code = f"{hide}; runpy.run_path(sys.argv[0], run_name='__main__')"
+    command = [sys.executable, "-c", code, str(FOLDER / "gpu.py"), argument, "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (2, "")
+    assert done.stdout == "not installed: array_api_compat; pip install array-api-compat\n"

@@ -302,7 +302,7 @@ def test_pytest_form_has_one_test_for_each_property(pytester: pytest.Pytester) -
         test_classic = property_tests(Classic, dtype="float64", max_examples=10)
         """
     )
-    outcomes = pytester.runpytest_inprocess("-p", "no:cacheprovider", "-v")
+    outcomes = pytester.runpytest_inprocess("-p", "no:cacheprovider", "-p", "no:benchmark", "-v")
     outcomes.assert_outcomes(passed=len(PROPERTIES) - 2, failed=2)
     outcomes.stdout.fnmatch_lines(
         ["*test_classic?forward_is_exact?*PASSED*", "*test_classic?rejected_x_changes_nothing?*FAILED*"]
