@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xaffine.backends import Backend
@@ -137,6 +137,7 @@ def test_layouts_differ_in_memory(numpy_backend: Backend) -> None:
     assert not on["read-only"].flags.writeable
 
 
+@settings(max_examples=100)
 @given(st.one_of(cases(ALL), cases(ALL, values="floats"), large_cases(ALL)))
 def test_code_of_a_case_makes_it_again(case: Any) -> None:
     again = eval(case.code, {"make_case": make_case})  # noqa: S307 - our own text

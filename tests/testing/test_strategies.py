@@ -62,6 +62,7 @@ def test_extents_multiply_to_at_most_the_limit(data: Any, limit: int) -> None:
     assert math.prod(data.draw(extents(limit))) <= max(limit, 1)
 
 
+@settings(max_examples=60)  # a large case takes a tenth of a second to draw
 @given(large_cases(ALL))
 def test_large_cases_are_exact_in_every_order(case: Any) -> None:
     """The most that a sum of units can be, with a bias, is an integer that the dtype holds without a gap before it."""
