@@ -11,6 +11,7 @@ import os
 import shutil
 import sys
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import nox
@@ -48,9 +49,10 @@ RUNS: dict[str, tuple[tuple[dict[str, str], tuple[str, ...]], ...]] = {
         ),
     ),
 }
-PARALLEL = ("-n", "auto", "--dist", "worksteal")
+NO_VENV = "--no-venv" in sys.argv  # then some packages may be missing
+PARALLEL = () if NO_VENV and find_spec("xdist") is None else ("-n", "auto", "--dist", "worksteal")
 SITE = "docs/_build/html"
-# What takes longer, or tests other versions, is run by CI: .ci/run.
+# What takes longer, and the lowest versions, are run by CI: .ci/run.
 nox.options.sessions = ["lint", *(f"tests({b})" for b in (*BACKENDS, "cupy-standin")), "coverage", "docs", "build"]
 
 
@@ -61,7 +63,7 @@ def lowest(requirements: list[str]) -> list[str]:
 
 def environment(session: nox.Session, name: str, *requirements: str) -> str:
     """Install into the environment ``.nox/NAME``, made on first use, and return its Python."""
-    if "--no-venv" in sys.argv:
+    if NO_VENV:
         return sys.executable
     folder = Path(".nox", name).resolve()
     python = str(folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python"))
@@ -105,7 +107,8 @@ def tests(session: nox.Session, backend: str) -> None:
         python = environment(session, "newest", "--upgrade", "-e", ".[cli,testing]", *requirements)
     else:
         python = environment(session, "shared", "-e", ".[cli,testing]", *requirements)
-    measured = ["--cov", "--cov-report=", "--cov-fail-under=0"] if backend in COVERED else []  # `coverage` judges
+    covered = backend in COVERED and not NO_VENV
+    measured = ["--cov", "--cov-report=", "--cov-fail-under=0"] if covered else []  # the session `coverage` judges
     for number, (machine, arguments) in enumerate(RUNS.get(backend, (({}, ("--backend", backend)),))):
         variables = {"COVERAGE_FILE": str(Path(f".coverage.{backend}.{number}").resolve()), **machine}
         if machine:

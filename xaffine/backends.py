@@ -645,25 +645,26 @@ def move(array: Array, backend: Backend, *, device: Any = None, dtype: str | Non
         if _kind(name) != _kind(own):
             msg = f"{own} and {name} are dtypes of two kinds: stay among those of {_kind(own)} numbers"
             raise TypeError(msg)
-    if name not in backend.dtypes(device):
-        msg = f"{backend.name} has no dtype {name!r}{'' if device is None else f' on {device}'}; it has "
-        raise ValueError(msg + ", ".join(backend.dtypes(device)))
+    place = device_of(array) if device is None and source is backend else device
+    if name not in backend.dtypes(place):
+        msg = f"{backend.name} has no dtype {name!r}{'' if place is None else f' on {place}'}; it has "
+        raise ValueError(msg + ", ".join(backend.dtypes(place)))
     if source is not backend:
-        array = _carried(_whole(array), source, backend, name)
+        array = _carried(_whole(array), source, backend, name, device)
     if device is not None and device_of(array) != device:
         array = backend._to_device(array, device)
     with on_device_of(array):
         return array if dtype_name(array.dtype) == name else backend.xp.astype(array, backend.dtype(name))
 
 
-def _carried(array: Array, source: Backend, backend: Backend, dtype: str) -> Array:
-    """A copy of an array in another library, on whatever device; by way of the host in that dtype."""
+def _carried(array: Array, source: Backend, backend: Backend, dtype: str, device: Any) -> Array:
+    """A copy of an array in another library, on whatever device; by way of the host on that device in that dtype."""
     try:
         shared = backend.xp.from_dlpack(array)
         with on_device_of(shared):
             return backend.xp.asarray(shared, copy=True)
     except Exception:  # one of them has no DLPack, or none for this dtype, device, or read-only memory
-        return backend.from_values(np.array(source.to_numpy(array)), dtype)
+        return backend.from_values(np.array(source.to_numpy(array)), dtype, device=device)
 
 
 def library_of(xp: ModuleType) -> str:

@@ -335,7 +335,8 @@ class AffineLayer:
         xp : str
             The name of a backend, one of `xaffine.backends.names`.
         device : optional
-            One of its devices, or its text; by default where the weights are, or the default one of another library.
+            One of its devices, or its text; by default where the weights are, also in another library if it has that
+            GPU, else the default one.
         dtype : str, optional
             One of its dtypes, by default that of each weight.
 

@@ -52,9 +52,9 @@ LIBRARIES = ("cupy", "torch", "jax")
 CUBE, SMALL, COLUMNS = (4096, 4096, 4096), (64, 512, 512), (65536, 4096)
 TALL = ((65536, 64, 32), (65536, 784, 10), (262144, 32, 32))
 SHAPES = (*GRID, CUBE, (8192, 1024, 4096), (4096, 4096, 512))
-# What lets each library round the factors of float32 products to TF32.
 # XLA would time every way to compute each product, for the hundreds of small programs of a test.
-XLA = {"XLA_FLAGS": "--xla_gpu_autotune_level=0"}
+XLA = {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_autotune_level=0"}
+# What lets each library round the factors of float32 products to TF32.
 TF32 = {"CUPY_TF32": "1", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1", "JAX_DEFAULT_MATMUL_PRECISION": "tensorfloat32"}
 MODES: dict[str, tuple[str, dict[str, str]]] = {
     "float32": ("float32", {"JAX_DEFAULT_MATMUL_PRECISION": "float32"}),  # by default JAX uses TF32 on a GPU

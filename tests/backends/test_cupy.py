@@ -179,7 +179,18 @@ class TestCompiledKernels:
     )
     def test_are_exact_on_integers(self, backend: Backend, monkeypatch: pytest.MonkeyPatch, dtype: str) -> None:
         exact = "complex64" if dtype.startswith("complex") else "float32"
-        for N, m in ((1, 1), (3, 5), (511, 3), (512, 7), (4097, 10), (2**17, 1), (70001, 3), (600, 1000), (513, 4096)):
+        for N, m in (
+            (1, 1),
+            (3, 5),
+            (511, 3),
+            (512, 7),
+            (4097, 10),
+            (2**17, 1),
+            (70001, 3),
+            (600, 1000),
+            (513, 4096),
+            (513, 1001),
+        ):
             columns = cupy.arange(m, dtype="float32") % 5 - 2
             wide = cupy.ones((N + 1, m), "float32")
             wide[: N // 2], wide[-1] = -1, columns  # sums that are small, of integers that are
@@ -193,6 +204,8 @@ class TestCompiledKernels:
                 db = kernel.backward(dy, dy[:, :1], dy[:1], ("b",))[2]
                 expected = wide[first : N + first].sum(axis=0)
                 assert bool((db.astype(exact) == expected).all()), (N, m, first, threads, each)
+                across = kernel.backward(dy.T.copy().T, dy[:, :1], dy[:1], ("b",))[2]
+                assert bool((across == db).all()), (N, m, first, threads, each)
                 out = y.copy()[first:]
                 kernel._add_bias(out, b)
                 assert bool((out.astype(exact) == wide[first:] + columns).all()), (N, m, first, threads, each)
@@ -504,6 +517,61 @@ def test_operands_of_a_device_that_is_not_the_current_one(backend: Any, devices:
     for name, result in results.items():
         assert result.device == devices[1]
         assert worst_error(backend.to_numpy(result), case.exact()[name])[0] == 0, name
+
+
+class LeavesItsDevice(AffineLayer):
+    """A layer that is right but for the device of one of its results."""
+
+    name: str = ""
+
+    def forward(self, x: Any, **options: Any) -> Any:
+        return self.elsewhere("y", super().forward(x, **options))
+
+    def backward(self, dy: Any, **options: Any) -> Any:
+        dx = super().backward(dy, **options)
+        self.dW, self.db = self.elsewhere("dW", self.dW), self.elsewhere("db", self.db)
+        return self.elsewhere("dx", dx)
+
+    def elsewhere(self, name: str, result: Any) -> Any:
+        return backends.get("cupy").from_numpy(result.get()) if name == self.name else result
+
+
+@pytest.mark.parametrize("name", ["y", "dx", "dW", "db"])
+def test_results_on_another_device_are_found(backend: Backend, devices: list[Any], name: str) -> None:
+    make = type("Kernel", (LeavesItsDevice,), {"name": name})
+    case = make_case((3, 2), 4, seed=0)
+    with pytest.raises(AssertionError, match=f"{name} is on .*, not <CUDA Device {devices[1].id}>"):
+        checks.results_match_their_primals(make, case, backend, devices[1])
+    assert checks.results_match_their_primals(AffineLayer, case, backend, devices[1]) == 0
+
+
+def test_dtypes_are_those_of_the_device_that_weights_are_on(
+    devices: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not cupy_is_stand_in():
+        pytest.skip("the GPUs of a machine are as they are")
+    old, new = (AffineLayer.random(3, 2, xp="cupy", device=device, seed=0) for device in devices)
+    halves = [layer.to("cupy", dtype="bfloat16") for layer in (old, new)]
+    monkeypatch.setattr(cupy.cuda.Device, "compute_capability", property(lambda self: "90" if self.id else "70"))
+    assert new.to("cupy", dtype="bfloat16").W.dtype == halves[0].W.dtype
+    assert halves[1].to("cupy").W is halves[1].W
+    for layer, device in ((old, None), (new, devices[0]), (AffineLayer(old.W.get()), None)):
+        with pytest.raises(ValueError, match="cupy has no dtype 'bfloat16'"):
+            layer.to("cupy", device=device, dtype="bfloat16")
+
+
+def test_weights_of_other_libraries_go_straight_to_their_device(
+    backend: Backend, devices: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places: list[Any] = []
+    from_numpy = type(backend).from_numpy
+    monkeypatch.setattr(
+        type(backend), "from_numpy",
+        lambda self, array, *, device=None: [places.append(device), from_numpy(self, array, device=device)][1],
+    )  # fmt: skip
+    layer = AffineLayer(np.ones((3, 2)), np.ones(2)).to("cupy", device=devices[1], dtype="bfloat16")
+    assert places == [devices[1]] * 2
+    assert [layer.W.device, layer.b.device] == [devices[1]] * 2
 
 
 @pytest.fixture(scope="module")

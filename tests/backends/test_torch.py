@@ -21,7 +21,7 @@ from torch.distributed.tensor import Partial, Replicate, Shard, distribute_tenso
 
 from tests.helpers import assert_fills, case_on
 from xaffine import AffineLayer, affine, affine_backward, affine_jvp, affine_vjp
-from xaffine.curvature import affine_double_backward, kronecker_factors
+from xaffine.curvature import affine_double_backward, gauss_newton_vector_product, kronecker_factors
 from xaffine.per_sample import clipped_gradients, per_sample_gradient_norms, per_sample_gradients
 from xaffine.testing import bounds, checks, make_case, peers
 from xaffine.testing.cases import worst_error
@@ -283,6 +283,19 @@ def test_autocast_rounds_no_factors(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Dynamo detected a call to a:UserWarning")
+def test_autocast_stays_on_in_the_function_of_the_user() -> None:
+    x, W = torch.ones(2, 3), torch.ones(3, 4)
+    seen = []
+
+    def hessian_vector_product(y_dot: torch.Tensor) -> torch.Tensor:
+        seen.append(torch.is_autocast_enabled(x.device.type))
+        return y_dot
+
+    with torch.autocast(x.device.type, dtype=torch.bfloat16):
+        gauss_newton_vector_product((x, None, None), hessian_vector_product, x, W)
+    assert seen == [True]
+
+
 def test_autocast_rounds_no_factors_of_recorded_or_compiled_gradients() -> None:
     x, W = torch.full((2, 4), 1 + 2**-12), torch.full((4, 3), 1 + 2**-12, requires_grad=True)
     with torch.autocast(x.device.type, dtype=torch.bfloat16):
