@@ -282,7 +282,6 @@ def test_autocast_rounds_no_factors(dtype: torch.dtype) -> None:
                 assert torch.equal(got, other), number
 
 
-@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a:UserWarning")
 def test_autocast_stays_on_in_the_function_of_the_user() -> None:
     x, W = torch.ones(2, 3), torch.ones(3, 4)
     seen = []
@@ -296,6 +295,7 @@ def test_autocast_stays_on_in_the_function_of_the_user() -> None:
     assert seen == [True]
 
 
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a:UserWarning")
 def test_autocast_rounds_no_factors_of_recorded_or_compiled_gradients() -> None:
     x, W = torch.full((2, 4), 1 + 2**-12), torch.full((4, 3), 1 + 2**-12, requires_grad=True)
     with torch.autocast(x.device.type, dtype=torch.bfloat16):
