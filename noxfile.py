@@ -41,12 +41,10 @@ RUNS: dict[str, tuple[tuple[dict[str, str], tuple[str, ...]], ...]] = {
         ({"STANDIN_DEVICES": "2"}, DEVICE_1),
         (  # where copies are made
             {"STANDIN_DEVICES": "2", "STANDIN_PEERS": "0"},
-            (*DEVICE_1, "tests/backends", "tests/core/test_layer_copies.py", "tests/core/test_storage.py"),
+            (*DEVICE_1, "tests/backends", "tests/core/test_layer_copies.py"),
         ),
-        (  # where products of halves are tested
-            {"STANDIN_HALF_SPLITK": "16"},
-            ("--backend", "cupy", "tests/core/test_properties.py", "tests/backends/test_cupy.py"),
-        ),
+        # Where products of halves are compared with their bounds.
+        ({"STANDIN_HALF_SPLITK": "16"}, ("--backend", "cupy", "tests/core/test_properties.py")),
     ),
 }
 NO_VENV = "--no-venv" in sys.argv  # then some packages may be missing

@@ -28,7 +28,7 @@ pytest.register_assert_rewrite("tests.helpers")  # its assertions show their val
 TESTS = Path(__file__).parent
 STAND_IN = TESTS / "cupy_standin"  # which is CuPy where it comes first on PYTHONPATH
 # Examples of each property; fewer where a library compiles or schedules anew for every shape.
-EXAMPLES = {"numpy": 200, "jax": 15, "dask": 30, "ndonnx": 4, "sparse": 30, "the stand-in for cupy": 30}
+EXAMPLES = {"numpy": 200, "jax": 15, "dask": 30, "ndonnx": 4, "sparse": 30, "the stand-in for cupy": 15}
 # Files that some backends cannot run, with those that can.
 SOME_BACKENDS = {
     "core/test_digits.py": set(backends.names()) - {"sparse", "ndonnx"},  # no softmax; a third of a second a step
