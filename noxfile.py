@@ -50,6 +50,7 @@ RUNS: dict[str, tuple[tuple[dict[str, str], tuple[str, ...]], ...]] = {
 NO_VENV = "--no-venv" in sys.argv  # then some packages may be missing
 PARALLEL = () if NO_VENV and find_spec("xdist") is None else ("-n", "auto", "--dist", "worksteal")
 SITE = "docs/_build/html"
+DATA = Path(".nox", "coverage").resolve()  # apart from .coverage, beside which `coverage report` removes what it finds
 # What takes longer, and the lowest versions, are run by CI: .ci/run.
 nox.options.sessions = ["lint", *(f"tests({b})" for b in (*BACKENDS, "cupy-standin")), "coverage", "docs", "build"]
 
@@ -108,7 +109,7 @@ def tests(session: nox.Session, backend: str) -> None:
     covered = backend in COVERED and not NO_VENV
     measured = ["--cov", "--cov-report=", "--cov-fail-under=0"] if covered else []  # the session `coverage` judges
     for number, (machine, arguments) in enumerate(RUNS.get(backend, (({}, ("--backend", backend)),))):
-        variables = {"COVERAGE_FILE": str(Path(f".coverage.{backend}.{number}").resolve()), **machine}
+        variables = {"COVERAGE_FILE": str(DATA / f"{backend}.{number}"), **machine}
         if machine:
             variables |= {"PYTHONPATH": str(Path("tests", "cupy_standin").resolve()), "OMP_NUM_THREADS": "1"}
             session.log("%s", ", ".join(f"{name}={value}" for name, value in machine.items()))
@@ -128,7 +129,7 @@ def distributed(session: nox.Session) -> None:
 def coverage(session: nox.Session) -> None:
     """Require that some of the test sessions together cover every line and branch."""
     python = environment(session, "shared", "coverage>=7.10")
-    files = [name for backend in COVERED for name in map(str, Path().glob(f".coverage.{backend}.*"))]
+    files = [name for backend in COVERED for name in map(str, DATA.glob(f"{backend}.*"))]
     session.run(python, "-m", "coverage", "combine", "--keep", *files, external=True)
     session.run(python, "-m", "coverage", "report", external=True)
 
