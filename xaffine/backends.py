@@ -645,7 +645,8 @@ def move(array: Array, backend: Backend, *, device: Any = None, dtype: str | Non
         if _kind(name) != _kind(own):
             msg = f"{own} and {name} are dtypes of two kinds: stay among those of {_kind(own)} numbers"
             raise TypeError(msg)
-    place = device_of(array) if device is None and source is backend else device
+    here = device_of(array)  # which of a DTensor of torch is a mesh
+    place = here if device is None and source is backend and here in backend.devices else device
     if name not in backend.dtypes(place):
         msg = f"{backend.name} has no dtype {name!r}{'' if place is None else f' on {place}'}; it has "
         raise ValueError(msg + ", ".join(backend.dtypes(place)))

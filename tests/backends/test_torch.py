@@ -615,6 +615,9 @@ def test_dtensors(backend: Any, mesh: Any) -> None:
     layer.backward(dy)
     assert layer.dW.placements == (Partial("sum"),)
     assert np.array_equal(AffineLayer(layer.dW).to("numpy").W, whole[1].mT @ whole[0])
+    assert layer.to("torch").W is W
+    wide = layer.to("torch", dtype="float64").W
+    assert (wide.dtype, wide.placements) == (torch.float64, W.placements)
     with pytest.raises(ValueError, match=r"two devices: x is .* \(torch on DeviceMesh.*\); W is .* \(torch on cpu\)"):
         affine(x, whole[2], b)
     with pytest.raises(ValueError, match="out's dx overlaps"):
