@@ -30,9 +30,9 @@ _BLOCK, _WIDE = 256, 512  # threads of a block in the last one; columns from whi
 
 _is_half = functools.cache(backends.is_half)  # which is asked of every product, and takes microseconds
 
-# In both kernels thread i of n takes the packs i, i + n, i + 2 n, ... of a C-contiguous matrix. So many packs are whole
-# rows, so that each thread stays on its columns. The elements after the last whole pack belong to the thread that would
-# take the next one.
+# In the next two kernels thread i of n takes the packs i, i + n, i + 2 n, ... of a C-contiguous matrix. So many packs
+# are whole rows, so that each thread stays on its columns. The elements after the last whole pack belong to the thread
+# that would take the next one.
 _PACKS = f"""
 template <typename T> struct alignas(sizeof(T) < {_PACK} ? {_PACK} : sizeof(T)) Pack {{
     static const int size = sizeof(T) < {_PACK} ? {_PACK} / sizeof(T) : 1;
@@ -71,8 +71,8 @@ _add_to_rows = cupy.ElementwiseKernel(
     preamble=_PACKS,
 )
 
-# What each thread adds up, in the dtype of `parts`; the index of `parts` counts its rows one after the other, however
-# they lie. Four packs are read before the first is added.
+# What each thread adds up, in the dtype of `parts`; the index of `parts` counts its rows one after the other. Four
+# packs are read before the first is added.
 _add_rows_up = cupy.ElementwiseKernel(
     "raw T dy",
     "raw S parts",

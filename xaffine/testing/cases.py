@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from array_api_compat import is_jax_namespace, is_ndonnx_namespace, is_pydata_sparse_namespace
 
-from xaffine.backends import on_device_of
 from xaffine.testing.bounds import Summation, exact_integers, rounding_bound, sums_of_products, usual_summation
 
 if TYPE_CHECKING:
@@ -87,10 +86,8 @@ class Operand:
         xp, values = backend.xp, self.values
 
         def convert(array: np.ndarray) -> Array:
-            array = np.array(array, order="C")  # a copy: what is done to the result cannot reach the case
-            native = backend.from_numpy(array, device=device)
-            with on_device_of(native):
-                return native if array.dtype.name == self.dtype else xp.astype(native, backend.dtype(self.dtype))
+            # Memory of its own: what is done to the result cannot reach the case.
+            return backend.from_values(np.asarray(array, order="C"), self.dtype, device=device)
 
         if any(is_such(xp) for is_such in _WITHOUT_LAYOUTS):
             return convert(values)
