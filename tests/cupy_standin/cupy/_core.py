@@ -873,7 +873,11 @@ def asarray(a: Any, dtype: Any = None, order: str | None = None) -> ndarray:
 
 @function
 def ascontiguousarray(a: ndarray) -> ndarray:
-    return array(a, None, None, "C")
+    if a.flags.c_contiguous:
+        return a
+    dense = empty(a.shape, a.dtype)  # on the current device, where the kernel runs
+    elementwise_copy(a, dense)
+    return dense
 
 
 @function
