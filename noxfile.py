@@ -24,7 +24,7 @@ nox.needs_version = ">=2025.5"
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 BACKENDS = ("numpy", "array-api-strict", "torch", "jax", "dask", "sparse", "ndonnx", "cupy")
-COVERED = ("numpy", "array-api-strict", "torch", "jax", "dask", "ndonnx", "cupy", "cupy-standin")
+COVERED = (*BACKENDS, "cupy-standin")
 # What a session runs on its backend, if it is not all tests once: the variables of each run, and its arguments.
 VERSIONED = ("test_affine_layer.py", "core", "backends", "testing", "command/test_command.py")
 DEVICE_1 = ("--backend", "cupy", "--device", "CUDA Device 1")

@@ -90,7 +90,7 @@ def results(backend: backends.Backend, device: object, seed: int, tally: Tally) 
         for make, (large, examples) in itertools.product(FORMS, ((False, SMALL), (True, LARGE))):
             plan = Plan(
                 make,
-                xp=backend.name,
+                backend=backend.name,
                 device=device,
                 dtype=backend.dtypes(device),
                 max_examples=examples,

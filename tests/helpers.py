@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from xaffine import AffineLayer
 from xaffine.backends import Backend
 from xaffine.testing import make_case
 from xaffine.testing.cases import Case, Operand
+
+
+def load_file(path: Path) -> Any:
+    """Import a Python file that is in no package, once."""
+    if path.stem not in sys.modules:
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    return sys.modules[path.stem]
+
+
+PEERS = Path(__file__).parents[1] / "docs" / "benchmarks" / "peers.py"
+peers = load_file(PEERS)
 
 
 def floating_dtypes(backend: Backend, device: Any) -> list[str]:
@@ -86,6 +105,13 @@ def assert_fills(buffers: Sequence[Any], layer: AffineLayer, x: Any, dy: Any) ->
     assert layer.backward(dy, out=tuple(gradients)) is gradients[0]
     assert layer.dW is gradients[1]
     assert layer.db is gradients[2]
+
+
+def wrap_primitives(monkeypatch: pytest.MonkeyPatch, backend: Backend, wrap: Callable[[Any], Any]) -> None:
+    """Make every plan use what `wrap` returns for the primitives that the backend chooses."""
+    own = type(backend).primitives
+    monkeypatch.setattr(backend, "plans", {})
+    monkeypatch.setattr(type(backend), "primitives", lambda *some, **options: tuple(map(wrap, own(*some, **options))))
 
 
 def inner(a: Any, b: Any) -> Any:

@@ -1,6 +1,6 @@
 """Mutation testing: break the mathematics in every small way, and require that the tests notice.
 
-``nox -s mutants`` runs this, ``nox -s mutants -- curvature kernels/numpy`` for some modules alone. The tests on NumPy
+``nox -s mutants`` runs this, ``nox -s mutants -- curvature backends/numpy`` for some modules alone. The tests on NumPy
 judge every mutant, those on each further backend the mutants that got past the ones before. A mutant that gets past
 all of them must stand in ``equivalent_mutants.toml`` with the reason. An entry there without a mutant is an error.
 """
@@ -25,25 +25,27 @@ from mutmut.mutation.file_mutation import mutate_file_contents
 from mutmut.utils.format_utils import get_mutant_name
 
 ROOT = Path(__file__).parents[1]
-_ABOUT_CALLS = ("shapes", "errors", "functional", "jvp", "meshes", "accumulate")
+_ABOUT_CALLS = ("shapes", "plans", "steps", "errors", "functional", "jvp", "accumulate")
 CALLS = ["test_affine_layer.py", *(f"core/test_{name}.py" for name in _ABOUT_CALLS)]
-KERNELS = ["test_affine_layer.py", "core/test_functional.py", "backends/test_kernels.py"]
-# The modules that are mutated, of the kernels the standard one and NumPy's, each with the quick tests that judge it.
+BACKENDS = ["test_affine_layer.py", "core/test_functional.py", "core/test_plans.py", "backends/test_primitives.py"]
+# The modules that are mutated, of the libraries NumPy alone, each with the quick tests that judge it.
 TESTS = {
     "functional": CALLS,
-    "shapes": CALLS,
+    "_checks": CALLS,
+    "_shapes": CALLS,
     "layer": [*CALLS, *(f"core/test_{name}.py" for name in ("layer", "layer_copies", "storage", "initializers"))],
-    "curvature": ["core/test_curvature.py", "core/test_meshes.py", "core/test_errors.py"],
-    "per_sample": ["core/test_per_sample.py", "core/test_meshes.py", "core/test_errors.py"],
-    "kernels/__init__": KERNELS,
-    "kernels/standard": KERNELS,
-    "kernels/numpy": KERNELS,
+    "curvature": ["core/test_curvature.py", "core/test_steps.py", "core/test_errors.py"],
+    "per_sample": ["core/test_per_sample.py", "core/test_steps.py", "core/test_errors.py"],
+    "backends/__init__": [*BACKENDS, "backends/test_registry.py"],
+    "backends/_memory": [*BACKENDS, "backends/test_torch.py"],
+    "backends/standard": [*BACKENDS, "backends/test_registry.py", "core/test_shapes.py"],
+    "backends/numpy": BACKENDS,
 }
 # Slow tests, of what is not mutated or of how much memory a result takes, which other tests check the value of; and
 # those with compilers, which cannot trace what mutmut puts around functions.
 LEFT_OUT = [
-    "backends/test_kernels.py::TestSumOverTheBatch::test_of_many_ones_is_their_number",
-    "backends/test_kernels.py::test_buffers_are_all_that_tall_operands_take",
+    "backends/test_primitives.py::TestSumOverTheBatch::test_of_many_ones_is_their_number",
+    "backends/test_primitives.py::test_buffers_are_all_that_tall_operands_take",
     "backends/test_torch.py::test_autocast_rounds_no_factors_of_recorded_or_compiled_gradients",
     "backends/test_torch.py::test_compiled_peer_is_right",
     "backends/test_torch.py::test_compiles_as_one_graph",

@@ -9,8 +9,8 @@ import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from xaffine.command import bench, check, doctor
-from xaffine.command.machine import own_version
+from xaffine import __version__
+from xaffine._command import bench, check, doctor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
         description="Verify forward and backward of the affine layer on every array library of this machine.",
         epilog="Exit code 1: an installed library computes wrong gradients, 3: the examination of one did not finish.",
     )
-    parser.add_argument("--version", action="version", version=f"xaffine {own_version()}")
+    parser.add_argument("--version", action="version", version=f"xaffine {__version__}")
     doctor.add_arguments(parser)
     parser.set_defaults(run=doctor.run)
     subcommands = parser.add_subparsers(title="subcommands", metavar="")
@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 @contextmanager
 def _terminated_as_interrupted() -> Iterator[None]:
-    """Let SIGTERM raise SystemExit in here, so that children are ended and what was found is kept."""
+    """Let SIGTERM raise SystemExit in here, so that workers are ended and what was found is kept."""
     before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         yield

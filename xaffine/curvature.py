@@ -10,17 +10,18 @@ matrix of a loss above the layer is Jᵀ H J, with the Jacobian J of y and the H
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
-from xaffine.backends import Array, computing_with, is_half, is_of_kind, namespace_of, on_device_of
-from xaffine.functional import Gradients, affine_backward, along, triple
-from xaffine.kernels import kernel_of, standard
-from xaffine.meshes import automatic, split_of
-from xaffine.shapes import cast, check, check_cotangent, check_tangents, describe, flatten, restore
+from xaffine._checks import check, check_cotangent, check_devices, check_tangents, check_tuple, describe
+from xaffine._shapes import size
+from xaffine.backends import Array  # noqa: TC001 - fields of a NamedTuple
+from xaffine.functional import Gradients, affine_backward, results, tangent_of, unpack_operands
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
+
+    from xaffine._checks import Plan
+    from xaffine.functional import Wrt
 
 __all__ = [
     "KroneckerFactors", "SecondGradients", "affine_double_backward", "gauss_newton_vector_product",
@@ -93,36 +94,44 @@ def affine_double_backward(
     >>> by_dy.tolist(), by_x, by_W.tolist()  # S is the sum of dx
     ([[7.0]], None, [[5.0], [5.0]])
     """
-    operands = check(x, W, b, n_batch_axes)
-    check_cotangent(dy, operands)
-    if not isinstance(cotangents, tuple) or len(cotangents) != len(Gradients._fields):
-        came = f"a tuple of {len(cotangents)}" if isinstance(cotangents, tuple) else f"a {type(cotangents).__name__}"
-        msg = f"cotangents must be a tuple of three, for dx, dW and db; it came as {came}"
-        raise TypeError(msg)
-    by_dx, by_dW, by_db = cotangents
-    named = {"the cotangent of dx": by_dx, "the cotangent of dW": by_dW, "the cotangent of db": by_db}
-    dtype = check_tangents(operands, named, dy=dy)
+    plan = check(x, W, b, n_batch_axes)
+    check_cotangent(plan, dy, x, W, b)
+    by_dx, by_dW, by_db = check_tuple("cotangents", cotangents, (3,), "of three, for dx, dW and db")
+    names = "the cotangent of dx", "the cotangent of dW", "the cotangent of db"
+    plan = check_tangents(plan, names, cotangents, x, W, b, dy)
+    check_devices(plan, dy=dy, x=x, W=W, b=b)
     if by_dx is by_dW is by_db is None:
         return SecondGradients(None, None, None)
-    if (call := automatic(**named, dy=dy, x=x, W=W, b=b)) is not None:
-        of_x, of_W = (None if by_dW is None else split_of(x)), (None if by_dx is None else split_of(W))
-        return call(
-            lambda *some: affine_double_backward(some[:3], *some[3:], n_batch_axes=n_batch_axes),
-            SecondGradients(split_of(dy), of_x, of_W),
-        )
-    xp, k = namespace_of(x), operands.n_batch_axes
-    of_dy = along(operands, by_dx, by_dW, by_db, dtype, dy.dtype)
-    with computing_with(x):
-        # dy ḡWᵀ and ḡxᵀ dy are the dx and the dW of a layer at the point (ḡx, ḡW).
-        at_x, at_W = (x if by_dx is None else by_dx), (W if by_dW is None else by_dW)
-        matrices = cast(xp, flatten(xp, dy, k), dtype), cast(xp, flatten(xp, at_x, k), dtype), cast(xp, at_W, dtype)
-        wanted = [name for name, other in (("x", by_dW), ("W", by_dx)) if other is not None]
-        of_x, of_W, _ = kernel_of(*matrices).backward(*matrices, wanted)
-        return SecondGradients(
-            of_dy,
-            None if of_x is None else restore(xp, cast(xp, of_x, x.dtype), x.shape, k),
-            None if of_W is None else cast(xp, of_W, W.dtype),
-        )
+    second: SecondGradients = plan.backend.run(double_backward, plan, dy, x, W, b, by_dx, by_dW, by_db)
+    return second
+
+
+@results("dy", "x", "W")
+def double_backward(
+    plan: Plan,
+    dy: Array,
+    x: Array,
+    W: Array,
+    b: Array | None,  # noqa: ARG001 - it has no part in the gradients
+    by_dx: Array | None,
+    by_dW: Array | None,
+    by_db: Array | None,
+) -> SecondGradients:
+    """By dy: ḡx W + x ḡW + ḡb; by x: dy ḡWᵀ; by W: ḡxᵀ dy."""
+    backend, dtype = plan.backend, plan.dtype
+    rows_of_x = x if plan.x_matrix is None else backend.reshape(x, plan.x_matrix)
+    rows = backend.aligned(backend.as_matrix(dy, plan.y_matrix, dtype), rows_of_x)
+    of_x = None if by_dW is None else plan.product(rows, backend.transposed(backend.as_matrix(by_dW, None, dtype)))
+    of_W = (
+        None
+        if by_dx is None
+        else plan.product(backend.transposed(backend.as_matrix(by_dx, plan.x_matrix, dtype)), rows)
+    )
+    return SecondGradients(
+        tangent_of(plan, x, W, by_dx, by_dW, by_db, dy.dtype),
+        None if of_x is None else backend.restored(of_x, x.shape if plan.x_matrix else None, x.dtype),
+        None if of_W is None else backend.restored(of_W, None, W.dtype),
+    )
 
 
 def gauss_newton_vector_product(
@@ -134,7 +143,7 @@ def gauss_newton_vector_product(
     /,
     *,
     n_batch_axes: int | None = None,
-    wrt: Iterable[str] = ("x", "W", "b"),
+    wrt: Wrt = ("x", "W", "b"),
 ) -> Gradients:
     """Multiply a vector by the Gauss-Newton matrix Jᵀ H J of a loss above the layer.
 
@@ -176,13 +185,27 @@ def gauss_newton_vector_product(
     >>> product.dW.tolist()  # xᵀ x times the vector
     [[3.0], [7.0]]
     """
-    operands = check(x, W, b, n_batch_axes)
-    x_dot, W_dot, b_dot = triple("vector", vector)
-    dtype = check_tangents(operands, {"x_dot": x_dot, "W_dot": W_dot, "b_dot": b_dot})
-    y_dot = along(operands, x_dot, W_dot, b_dot, dtype, operands.dtype)
-    with on_device_of(y_dot):
+    dots = unpack_operands("vector", vector)
+    names = "vector's x", "vector's W", "vector's b"
+    plan = check_tangents(check(x, W, b, n_batch_axes), names, dots, x, W, b)
+    y_dot = plan.backend.run(tangent, plan, x, W, b, *dots)
+    with plan.backend.on_device_of(y_dot):
         dy = hessian_vector_product(y_dot)
     return affine_backward(dy, x, W, b, n_batch_axes=n_batch_axes, wrt=wrt)
+
+
+@results("y")
+def tangent(
+    plan: Plan,
+    x: Array,
+    W: Array,
+    b: Array | None,  # noqa: ARG001 - it has no part in ẏ
+    x_dot: Array | None,
+    W_dot: Array | None,
+    b_dot: Array | None,
+) -> Array:
+    """ẏ = ẋ W + x Ẇ + ḃ."""
+    return tangent_of(plan, x, W, x_dot, W_dot, b_dot, plan.y_dtype)
 
 
 class KroneckerFactors(NamedTuple):
@@ -250,25 +273,34 @@ def kronecker_factors(
     >>> A.tolist(), G.tolist()
     ([[1.0, 1.0], [1.0, 2.0]], [[10.0]])
     """
-    operands = check(x, W, b, n_batch_axes)
-    xp, dtype = namespace_of(x), check_cotangent(dy, operands)
-    if not is_of_kind(xp, dtype, "real floating"):
+    plan = check(x, W, b, n_batch_axes)
+    plan = check_cotangent(plan, dy, x, W, b)
+    check_devices(plan, dy=dy, x=x, W=W, b=b)
+    if plan.kind != "real floating":
         msg = f"factors of curvature are of real floating dtype: {describe(dy=dy, x=x, W=W)}. Cast all to float32, say"
         raise TypeError(msg)
-    if (call := automatic(dy=dy, x=x, W=W, b=b)) is not None:
-        whole = (None, None)
-        return call(partial(kronecker_factors, n_batch_axes=n_batch_axes), KroneckerFactors(whole, whole))
-    with computing_with(x):
-        moments = []
-        for array in (x, dy):
-            matrix = flatten(xp, array, operands.n_batch_axes)
-            N = matrix.shape[0]
-            if not N or N != N:  # None and nan stand for sizes that are not known yet
-                msg = (
-                    f"the mean over a batch needs at least one sample, and their number: {describe(dy=dy, x=x)}. Find "
-                    f"it first (in Dask: x.compute_chunk_sizes())"
-                )
-                raise ValueError(msg)
-            matrix = cast(xp, matrix, xp.float32 if is_half(array.dtype) else array.dtype)
-            moments.append(cast(xp, standard.backward_W(matrix, matrix) / N, array.dtype))
-        return KroneckerFactors(*moments)
+    if not size(plan.y_shape[:-1]):  # None stands for a size that is not known yet
+        msg = (
+            f"the mean over a batch needs at least one sample, and their number: {describe(dy=dy, x=x)}. Find "
+            f"it first (in Dask: x.compute_chunk_sizes())"
+        )
+        raise ValueError(msg)
+    factors: KroneckerFactors = plan.backend.run(second_moments, plan, dy, x, W, b)
+    return factors
+
+
+@results("", "")
+def second_moments(
+    plan: Plan,
+    dy: Array,
+    x: Array,
+    W: Array,  # noqa: ARG001 - only its shape and dtype matter
+    b: Array | None,  # noqa: ARG001 - likewise
+) -> KroneckerFactors:
+    """A = xᵀ x / N and G = dyᵀ dy / N."""
+    backend, N = plan.backend, size(plan.y_shape[:-1])
+    moments = []
+    for array, shape in ((x, plan.x_matrix), (dy, plan.y_matrix)):
+        matrix = backend.as_matrix(array, shape, backend.wide(array.dtype))
+        moments.append(backend.cast(plan.product(backend.transposed(matrix), matrix) / N, array.dtype))
+    return KroneckerFactors(*moments)

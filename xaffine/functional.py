@@ -8,35 +8,35 @@ and where the operands move with the velocities ẋ, Ẇ and ḃ, y moves with
 
     ẏ = ẋ W + x Ẇ + ḃ
 
-Every function takes the same way: check, flatten to matrices, multiply, restore the shape.
+In indices, y_ij = Σ_k x_ik W_kj + b_j, so that
+
+    ∂L/∂x_ik = Σ_j dy_ij W_kj      ∂L/∂W_kj = Σ_i x_ik dy_ij      ∂L/∂b_j = Σ_i dy_ij
+
+Every function follows the same path: its arguments are checked, which makes a plan, and the library of the arrays runs
+a step. The steps `forward`, `backward` and `jvp` at the end of this file are the mathematics; the numbers there are
+those of the equations in the derivation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
-import numpy as np
-
-from xaffine.backends import Array, computing_with, namespace_of, share_memory
-from xaffine.kernels import compiler_for, kernel_of
-from xaffine.kernels import numpy as numpy_kernel
-from xaffine.meshes import automatic, split_of
-from xaffine.shapes import (
-    Operands,
-    cast,
+from xaffine._checks import (
+    OPERANDS,
     check,
-    check_apart,
     check_cotangent,
     check_out,
+    check_outs,
     check_tangents,
-    flatten,
-    restore,
+    check_tuple,
 )  # fmt: skip
+from xaffine.backends import Array
+from xaffine.backends.standard import written
 
 if TYPE_CHECKING:
-    from types import ModuleType
+    from xaffine._checks import Plan
 
 __all__ = ["Gradients", "affine", "affine_backward", "affine_jvp", "affine_vjp"]
 
@@ -62,16 +62,18 @@ class Gradients(NamedTuple):
     ([[2.0], [2.0], [2.0]], None)
     """
 
-    dx: Array | None
-    dW: Array | None
-    db: Array | None
+    # As fields of an optional type, each use would need a test for None to pass a type checker.
+    dx: Array
+    dW: Array
+    db: Array
 
 
 Vjp: TypeAlias = Callable[..., Gradients]
+Operand: TypeAlias = Literal["x", "W", "b"]
+Wrt: TypeAlias = Operand | Iterable[Operand]
+"""The operands whose gradients are wanted."""
 Outs: TypeAlias = tuple[Array | None, Array | None, Array | None]
 """Buffers for dx, dW and db."""
-
-OPERANDS = ("x", "W", "b")
 
 
 def affine(
@@ -141,7 +143,7 @@ def affine_backward(
     /,
     *,
     n_batch_axes: int | None = None,
-    wrt: Iterable[str] = OPERANDS,
+    wrt: Wrt = OPERANDS,
     out: Outs | None = None,
 ) -> Gradients:
     """Compute the gradients of a scalar L from dy = ∂L/∂y, where y = x W + b.
@@ -186,14 +188,7 @@ def affine_backward(
     >>> dx.tolist(), dW.tolist(), db.tolist()
     ([[1.0, 5.0], [2.0, 10.0]], [[7.0], [10.0]], [3.0])
     """
-    wanted = _check_wrt(wrt, b)
-    compiled = None if out is not None or type(dy) is not type(x) else _compiled(x, W, b, n_batch_axes)
-    if compiled is not None:
-        try:
-            return compiled.backward(dy, x, W, b, n_batch_axes, wanted)
-        except ValueError:  # told below, where the devices are known, too
-            pass
-    return _backward(check(x, W, b, n_batch_axes), dy, out, wanted)
+    return _pull_back(check(x, W, b, n_batch_axes), x, W, b, dy, out, wrt)
 
 
 def affine_vjp(
@@ -240,14 +235,34 @@ def affine_vjp(
     >>> y.tolist(), vjp(np.asarray([2.0])).dW.tolist()
     ([11.0], [[2.0], [4.0]])
     """
-    compiled = None if out is not None or type(x) is np.ndarray else _compiled(x, W, b, n_batch_axes)
-    if compiled is not None:
-        try:
-            return compiled.forward(x, W, b, n_batch_axes), partial(_pull_back, x, W, b, n_batch_axes)
-        except ValueError:  # told below, where the devices are known, too
-            pass
-    operands = check(x, W, b, n_batch_axes)
-    return _forward(operands, out), partial(_backward, operands)
+    plan = check(x, W, b, n_batch_axes)
+    if out is not None:
+        check_out(plan, out, x, W, b)
+    if plan.backend.calls_directly:  # noqa: SIM108 - one call less, which would take as long as a small product
+        y = forward(plan, x, W, b, out)
+    else:
+        y = plan.backend.run(forward, plan, x, W, b, out)
+    return y, partial(_pull_back, plan, x, W, b)
+
+
+def _pull_back(
+    plan: Plan,
+    x: Array,
+    W: Array,
+    b: Array | None,
+    dy: Array,
+    out: Outs | None = None,
+    wrt: Wrt = OPERANDS,
+) -> Gradients:
+    plan = check_cotangent(plan, dy, x, W, b, wrt)
+    if out is not None:
+        check_outs(plan, out, dy, x, W, b)
+    gradients: Gradients
+    if plan.backend.calls_directly:
+        gradients = backward(plan, dy, x, W, b, out)
+    else:
+        gradients = plan.backend.run(backward, plan, dy, x, W, b, out)
+    return gradients
 
 
 def affine_jvp(
@@ -291,176 +306,125 @@ def affine_jvp(
     >>> y.tolist(), y_dot.tolist()
     ([[16.0]], [[5.0]])
     """
-    x, W, b = triple("primals", primals)
-    x_dot, W_dot, b_dot = triple("tangents", tangents)
-    operands = check(x, W, b, n_batch_axes)
-    dtype = check_tangents(operands, {"x_dot": x_dot, "W_dot": W_dot, "b_dot": b_dot})
-    return _forward(operands, None), along(operands, x_dot, W_dot, b_dot, dtype, operands.dtype)
+    x, W, b = unpack_operands("primals", primals)
+    dots = unpack_operands("tangents", tangents)
+    plan = check_tangents(check(x, W, b, n_batch_axes), ("x_dot", "W_dot", "b_dot"), dots, x, W, b)
+    y, y_dot = plan.backend.run(jvp, plan, x, W, b, *dots)
+    return y, y_dot
 
 
-def triple(name: str, some: tuple[Array | None, ...]) -> tuple[Array | None, ...]:
-    """What came for x, W and b, where that for b may be left out."""
-    if not isinstance(some, tuple) or len(some) not in (2, 3):
-        came = f"a tuple of {len(some)}" if isinstance(some, tuple) else f"a {type(some).__name__}"
-        msg = f"{name} must be a tuple of two or three, for x, W and b; it came as {came}"
-        raise TypeError(msg)
-    return (*some, None)[:3]
+def unpack_operands(name: str, arrays: tuple[Array | None, ...]) -> tuple[Array | None, ...]:
+    """Unpack (x, W) or (x, W, b)."""
+    check_tuple(name, arrays, (2, 3), "of two or three, for x, W and b")
+    return arrays if len(arrays) == 3 else (*arrays, None)
 
 
-def along(
-    operands: Operands, x_dot: Array | None, W_dot: Array | None, b_dot: Array | None, dtype: Any, own: Any
-) -> Array:
-    """ẏ = ẋ W + x Ẇ + ḃ of checked arrays, computed in one dtype and returned in its own."""
-    x, W, b, k, *_ = operands
-    xp = namespace_of(x)
-    if (call := automatic(x=x, W=W, b=b, x_dot=x_dot, W_dot=W_dot, b_dot=b_dot)) is not None:
-        return call(
-            lambda x, W, b, *dots: along(operands._replace(x=x, W=W, b=b), dots[0], dots[1], dots[2], dtype, own),
-            split_of(x)[:k] + split_of(W)[1:],
+def results(*splits: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Say of each result of a step what it is laid out like on a mesh: the name of an operand, or "y"."""
+
+    def mark(step: Callable[..., Any]) -> Callable[..., Any]:
+        step.results = splits  # type: ignore[attr-defined]
+        return step
+
+    return mark
+
+
+_NO_BUFFERS = (None, None, None)
+
+
+@results("y")
+def forward(plan: Plan, x: Array, W: Array, b: Array | None, out: Array | None) -> Array:
+    """y = x W + b."""
+    if plan.x_matrix is not None:
+        x = plan.backend.reshape(x, plan.x_matrix)
+    if plan.casts:
+        x, W = plan.backend.as_operand(x, plan.dtype), plan.backend.as_operand(W, plan.dtype)
+        b = None if b is None else plan.backend.cast(b, plan.dtype)
+    buffer = None if out is None else plan.backend.buffer(out, plan.y_matrix, plan.dtype)
+    y = plan.product(x, W, b, buffer)
+    if buffer is not None:
+        return out
+    if plan.casts:
+        y = plan.backend.cast(y, plan.y_dtype)
+    if plan.y_matrix is not None:
+        y = plan.backend.reshape(y, plan.y_shape)
+    return y if out is None else written(y, out)
+
+
+@results("x", "W", "b")
+def backward(plan: Plan, dy: Array, x: Array, W: Array, b: Array | None, out: Outs | None) -> Gradients:
+    """dx = dy Wᵀ, dW = xᵀ dy, db = Σ over the batch of dy."""
+    backend, wanted = plan.backend, plan.wanted
+    primals = x, W, b
+    if plan.x_matrix is not None:
+        x = backend.reshape(x, plan.x_matrix)
+    if plan.y_matrix is not None:
+        dy = backend.reshape(dy, plan.y_matrix)
+    if plan.casts:
+        dy = backend.aligned(backend.as_operand(dy, plan.dtype), x)
+        x = backend.as_operand(x, plan.dtype) if "W" in wanted else x
+        W = backend.as_operand(W, plan.dtype) if "x" in wanted else W
+    buffers = _NO_BUFFERS if out is None else _buffers(plan, out)
+    db = plan.sum_rows(dy, buffers[2]) if "b" in wanted else None  # (5)
+    dW = plan.product(backend.transposed(x), dy, None, buffers[1]) if "W" in wanted else None  # (4)
+    dx = plan.product(dy, backend.transposed(W), None, buffers[0]) if "x" in wanted else None  # (3)
+    if out is not None and buffers is not _NO_BUFFERS:
+        return Gradients(*out)
+    if plan.casts:
+        dx, dW, db = (
+            None if gradient is None else backend.cast(gradient, primal.dtype)
+            for gradient, primal in zip((dx, dW, db), primals, strict=True)
         )
-
-    def product(x: Array, W: Array, b: Array | None) -> Array:
-        factors = cast(xp, flatten(xp, x, k), dtype), cast(xp, W, dtype)
-        return kernel_of(*factors).forward(*factors, b)
-
-    with computing_with(x):
-        bias = None if b_dot is None else cast(xp, b_dot, dtype)
-        if x_dot is not None and W_dot is not None:
-            y_dot = xp.add(product(x_dot, W, bias), product(x, W_dot, None))
-        elif x_dot is not None:
-            y_dot = product(x_dot, W, bias)
-        elif W_dot is not None:
-            y_dot = product(x, W_dot, bias)
-        else:  # a layer without features is its bias
-            matrix = flatten(xp, x, k)
-            y_dot = kernel_of(matrix, W).forward(cast(xp, matrix[:, :0], dtype), cast(xp, W[:0, :], dtype), bias)
-        return restore(xp, cast(xp, y_dot, own), operands.y_shape, k)
-
-
-def _pull_back(
-    x: Array,
-    W: Array,
-    b: Array | None,
-    n_batch_axes: int | None,
-    dy: Array,
-    out: Outs | None = None,
-    wrt: Iterable[str] = OPERANDS,
-) -> Gradients:
-    return affine_backward(dy, x, W, b, n_batch_axes=n_batch_axes, wrt=wrt, out=out)
-
-
-class _Compiled(NamedTuple):
-    """The whole way, compiled; what the checks find depends on what a compiler compiles for, and on that alone."""
-
-    forward: Callable[..., Array]
-    backward: Callable[..., Gradients]
-
-
-_COMPILED: dict[type, _Compiled | None] = {np.ndarray: None}
-
-
-def _compiled(x: Array, W: Array, b: Array | None, n_batch_axes: int | None) -> _Compiled | None:
-    """The compiled functions for operands of one type whose library compiles, None for others."""
-    kind = type(x)
-    if type(W) is not kind or (b is not None and type(b) is not kind):
-        return None
-    if kind not in _COMPILED:
-        _COMPILED[kind] = None if (compiler := compiler_for(kind)) is None else _compile(compiler)
-    return _COMPILED[kind] if n_batch_axes is None or type(n_batch_axes) is int else None
-
-
-def _compile(compiler: Callable[..., Any]) -> _Compiled:
-    def forward(x: Array, W: Array, b: Array | None, n_batch_axes: int | None) -> Array:
-        return _forward(check(x, W, b, n_batch_axes), None)
-
-    def backward(
-        dy: Array, x: Array, W: Array, b: Array | None, n_batch_axes: int | None, wrt: tuple[str, ...]
-    ) -> Gradients:
-        return _backward(check(x, W, b, n_batch_axes), dy, None, wrt)
-
-    return _Compiled(compiler(forward, static_argnums=3), compiler(backward, static_argnums=(4, 5)))
-
-
-def _forward(operands: Operands, out: Array | None) -> Array:
-    x, W, b, k, dtype, y_shape, plain = operands
-    if plain and out is None:
-        return numpy_kernel.forward(x, W, b)
-    if (call := automatic(x=x, W=W, b=b)) is not None:
-        return call(lambda x, W, b: _forward(operands._replace(x=x, W=W, b=b), out), split_of(x)[:k] + split_of(W)[1:])
-    xp = namespace_of(x)
-    if out is not None:
-        check_out("out", out, x, y_shape, dtype)
-        check_apart({"out": out}, x=x, W=W, b=b)
-    with computing_with(x):
-        buffer = None if out is None else flatten(xp, out, k)
-        b = None if b is None else cast(xp, b, dtype)
-        x, W = flatten(xp, cast(xp, x, dtype), k), cast(xp, W, dtype)
-        y = kernel_of(x, W).forward(x, W, b, buffer)
-        return _write(restore(xp, cast(xp, y, dtype), y_shape, k), out)
-
-
-def _backward(operands: Operands, dy: Array, out: Outs | None = None, wrt: Iterable[str] = OPERANDS) -> Gradients:
-    x, W, b, k, forward_dtype, _, plain = operands
-    dtype = check_cotangent(dy, operands)
-    wanted = _check_wrt(wrt, b)
-    if plain and out is None and forward_dtype is dtype is dy.dtype and type(dy) is np.ndarray:
-        return Gradients(*numpy_kernel.backward(dy, x, W, wanted))
-    if wanted and (call := automatic(dy=dy, x=x, W=W, b=b)) is not None:
-        return call(
-            lambda dy, x, W, b: _backward(operands._replace(x=x, W=W, b=b), dy, out, wanted),
-            Gradients(*(split_of(getattr(operands, name)) if name in wanted else None for name in OPERANDS)),
-        )
-    xp = namespace_of(x)
-    if out is not None:
-        _check_outs(out, dy, operands, wanted)
-    with computing_with(x):
-        buffers = (None, None, None) if out is None else _fillable(xp, out, k, dtype)
-        matrices = flatten(xp, cast(xp, dy, dtype), k), flatten(xp, cast(xp, x, dtype), k), cast(xp, W, dtype)
-        dx, dW, db = kernel_of(*matrices).backward(*matrices, wanted, buffers)
-        dx = None if dx is None else restore(xp, cast(xp, dx, x.dtype), x.shape, k)
-        dW = None if dW is None else cast(xp, dW, W.dtype)
-        db = None if b is None or db is None else cast(xp, db, b.dtype)
-        return Gradients(dx, dW, db) if out is None else Gradients(*map(_write, (dx, dW, db), out))
-
-
-def _fillable(xp: ModuleType, out: Outs, n_batch_axes: int, dtype: Any) -> Outs:
-    """The buffers for a kernel to fill, dx as a matrix: none where a result is cast, since memory may then run out."""
-    if any(buffer is not None and buffer.dtype != dtype for buffer in out):
-        return None, None, None
-    dx, dW, db = out
-    return (None if dx is None else flatten(xp, dx, n_batch_axes), dW, db)
-
-
-def _check_wrt(wrt: Iterable[str], b: Array | None) -> tuple[str, ...]:
-    if wrt is OPERANDS and b is not None:
-        return OPERANDS
-    wanted = tuple(wrt) if isinstance(wrt, Iterable) else (wrt,)
-    if any(name not in OPERANDS for name in wanted):
-        msg = f"wrt names the gradients wanted, out of 'x', 'W' and 'b'; it came as {wrt!r}"
-        raise ValueError(msg)
-    return tuple(name for name in OPERANDS if name in wanted and not (name == "b" and b is None))
-
-
-def _check_outs(out: Outs, dy: Array, operands: Operands, wanted: Collection[str]) -> None:
-    if not isinstance(out, tuple) or len(out) != len(OPERANDS):
-        came = f"a tuple of {len(out)}" if isinstance(out, tuple) else f"a {type(out).__name__}"
-        msg = f"out must be a tuple (dx, dW, db), with None where a new array is wanted; it came as {came}"
-        raise TypeError(msg)
-    buffers = {f"out's d{name}": buffer for name, buffer in zip(OPERANDS, out, strict=True) if buffer is not None}
-    for name, buffer in buffers.items():
-        letter = name[-1]
-        primal = getattr(operands, letter)
-        if letter not in wanted or primal is None:
-            msg = f"out holds a buffer for d{letter}, which is not computed: {letter} is not in wrt, or is None"
-            raise ValueError(msg)
-        check_out(name, buffer, primal, primal.shape, primal.dtype)
-    check_apart(buffers, dy=dy, x=operands.x, W=operands.W, b=operands.b)
-
-
-def _write(result: Array, out: Array | None) -> Array:
+    if plan.x_matrix is not None and dx is not None:
+        dx = backend.reshape(dx, primals[0].shape)
+    gradients = Gradients(dx, dW, db)
     if out is None:
-        return result
-    # Else there is nothing to write, or the kernel has written it.
-    if 0 not in out.shape and result is not out and not share_memory(result, out):
-        out[...] = result
-    return out
+        return gradients
+    return Gradients(*(g if buffer is None else written(g, buffer) for g, buffer in zip(gradients, out, strict=True)))
+
+
+def _buffers(plan: Plan, out: Outs) -> Outs:
+    """Views of buffers that the primitives can fill.
+
+    There are none if a result needs memory of its own: that could run out after a buffer was overwritten.
+    """
+    buffer, dtype = plan.backend.buffer, plan.dtype
+    dx, dW, db = out
+    views = (
+        None if dx is None else buffer(dx, plan.x_matrix, dtype),
+        None if dW is None else buffer(dW, None, dtype),
+        None if db is None else buffer(db, None, dtype),
+    )
+    return views if len([view for view in views if view is not None]) == len(plan.wanted) else _NO_BUFFERS
+
+
+@results("y", "y")
+def jvp(
+    plan: Plan, x: Array, W: Array, b: Array | None, x_dot: Array | None, W_dot: Array | None, b_dot: Array | None
+) -> tuple[Array, Array]:
+    """y = x W + b and ẏ = ẋ W + x Ẇ + ḃ."""
+    y = forward(plan._replace(dtype=plan.y_dtype), x, W, b, None)  # which no tangent makes wider
+    return y, tangent_of(plan, x, W, x_dot, W_dot, b_dot, plan.y_dtype)
+
+
+def tangent_of(
+    plan: Plan, x: Array, W: Array, x_dot: Array | None, W_dot: Array | None, b_dot: Array | None, dtype: Any
+) -> Array:
+    """ẏ = ẋ W + x Ẇ + ḃ, in a dtype; zero tangents are None."""
+    backend = plan.backend
+
+    def product(x: Array, W: Array, bias: Array | None = None) -> Array:
+        factors = backend.as_matrix(x, plan.x_matrix, plan.dtype), backend.as_matrix(W, None, plan.dtype)
+        return plan.product(*factors, bias)
+
+    bias = None if b_dot is None else backend.cast(b_dot, plan.dtype)
+    if x_dot is not None and W_dot is not None:
+        y_dot = backend.xp.add(product(x_dot, W, bias), product(x, W_dot))
+    elif x_dot is not None:
+        y_dot = product(x_dot, W, bias)
+    elif W_dot is not None:
+        y_dot = product(x, W_dot, bias)
+    else:  # a layer without features is its bias
+        rows = backend.as_matrix(x, plan.x_matrix, plan.dtype)
+        y_dot = plan.product(rows[:, :0], backend.cast(W[:0, :], plan.dtype), bias)
+    return backend.restored(y_dot, plan.y_shape if plan.y_matrix else None, dtype)

@@ -11,7 +11,7 @@ Every scheme is called as ``scheme(rng, n, m)`` with a ``numpy.random.Generator`
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 
@@ -129,7 +129,13 @@ def _normal(rng: np.random.Generator, n: int, m: int, variance: float) -> np.nda
     return math.sqrt(variance) * rng.standard_normal((n, m))
 
 
-SCHEMES: dict[str, Callable[[np.random.Generator, int, int], np.ndarray]] = {
+Scheme: TypeAlias = Literal[
+    "kaiming_uniform", "kaiming_normal", "xavier_uniform", "xavier_normal", "glorot_uniform", "glorot_normal",
+    "lecun_uniform", "lecun_normal", "zeros",
+]  # fmt: skip
+"""The name of a scheme."""
+
+SCHEMES: dict[Scheme, Callable[[np.random.Generator, int, int], np.ndarray]] = {
     "kaiming_uniform": kaiming_uniform,
     "kaiming_normal": kaiming_normal,
     "xavier_uniform": xavier_uniform,
@@ -143,7 +149,7 @@ SCHEMES: dict[str, Callable[[np.random.Generator, int, int], np.ndarray]] = {
 """The schemes by name."""
 
 
-def draw(scheme: str, n: int, m: int, *, seed: int | None, complex_: bool = False) -> np.ndarray:
+def draw(scheme: Scheme, n: int, m: int, *, seed: int | None, complex_: bool = False) -> np.ndarray:
     """Draw W.
 
     Parameters

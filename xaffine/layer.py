@@ -7,20 +7,21 @@ import pickle
 from typing import TYPE_CHECKING, Any
 
 from xaffine import backends, initializers
-from xaffine.backends import computing_with, detached, is_copyable, is_half, is_recorded, namespace_of
-from xaffine.functional import OPERANDS, affine_vjp
-from xaffine.kernels import kernel_of
-from xaffine.shapes import cast, check_parameters, check_sum, describe, is_writable
+from xaffine._checks import OPERANDS, check_parameters, check_sum, describe
+from xaffine.functional import affine_vjp
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterable
     from typing import Self
 
+    from xaffine._checks import Plan
     from xaffine.backends import Array
-    from xaffine.functional import Outs, Vjp
+    from xaffine.functional import Outs, Vjp, Wrt
 
 __all__ = ["AffineLayer"]
+
+_NO_SUM = (None, None)
 
 
 class AffineLayer:
@@ -72,13 +73,12 @@ class AffineLayer:
     ([[21.0], [1.0]], [11.0])
     """
 
-    dW: Array | None = None
-    db: Array | None = None
+    dW: Array = None
+    db: Array = None
     _vjp: Vjp | None = None
 
     def __init__(self, W: Array, b: Array | None = None, *, n_batch_axes: int | None = None) -> None:
         check_parameters(W, b)
-        kernel_of(W)  # found now: torch's compiler does not trace an import
         self.W = W
         self.b = b
         self.n_batch_axes = n_batch_axes
@@ -95,7 +95,7 @@ class AffineLayer:
         attributes = {name: value for name, value in attributes.items() if name != "_vjp"}
         attributes["_sums"] = {}
         for name in ("dW", "db"):
-            attributes[name] = detached(getattr(self, name))
+            attributes[name] = _detached(getattr(self, name))
             total, wide = self._sums.get(name, (None, None))
             if total is getattr(self, name):  # else another gradient has replaced it
                 attributes["_sums"][name] = attributes[name], wide
@@ -172,10 +172,10 @@ class AffineLayer:
         self,
         dy: Array,
         *,
-        wrt: Iterable[str] = OPERANDS,
+        wrt: Wrt = OPERANDS,
         accumulate: bool = False,
         out: Outs | None = None,
-    ) -> Array | None:
+    ) -> Array:
         """Compute the gradients at the latest forward; store dW and db, return dx.
 
         Parameters
@@ -234,37 +234,28 @@ class AffineLayer:
         if out is not None:
             msg = "accumulate adds to dW and db in place, and out names other places for them: leave out one of the two"
             raise ValueError(msg)
-        dx, *more = self._vjp(dy, None, wrt)
-        gradients = {name: new for name, new in zip(("dW", "db"), more, strict=True) if new is not None}
-        for name, new in gradients.items():
-            if getattr(self, name) is not None:
-                check_sum(name, getattr(self, name), new)
-        for name, new in gradients.items():
-            self._sums[name] = self._sum(name, new)
-            setattr(self, name, self._sums[name][0])
+        dx, dW, db = self._vjp(dy, None, wrt)
+        # Both are checked before one is stored.
+        plan_of_dW = None if self.dW is None or dW is None else check_sum("dW", self.dW, dW)
+        plan_of_db = None if self.db is None or db is None else check_sum("db", self.db, db)
+        sum_of_dW = None if dW is None else self._sum("dW", self.dW, dW, plan_of_dW)
+        sum_of_db = None if db is None else self._sum("db", self.db, db, plan_of_db)
+        if sum_of_dW is not None:
+            self.dW = sum_of_dW[0]
+            self._sums["dW"] = sum_of_dW
+        if sum_of_db is not None:
+            self.db = sum_of_db[0]
+            self._sums["db"] = sum_of_db
         return dx
 
-    def _sum(self, name: str, new: Array) -> tuple[Array, Array | None]:
-        """Return old + new and, for half precision, the float32 sum: as values, without what autograd recorded."""
-        old, new = getattr(self, name), detached(new)
-        if old is None:
-            return new, None
-        xp = namespace_of(old)
-        in_place = is_writable(old) and not is_recorded(old)
-        with computing_with(old):
-            if is_half(old.dtype):
-                known, wide = self._sums.get(name, (None, None))
-                wide = cast(xp, detached(old), xp.float32) if known is not old or wide is None else wide
-                wide = xp.add(wide, cast(xp, new, xp.float32))
-                total = cast(xp, wide, old.dtype)
-                if in_place:
-                    old[...] = total
-                return (old if in_place else total), wide
-            new = cast(xp, new, old.dtype)
-            if in_place:
-                old += new
-                return old, None
-            return xp.add(detached(old), new), None
+    def _sum(self, name: str, old: Array | None, new: Array, plan: Plan | None) -> tuple[Array, Array | None]:
+        """Return old + new and, for half precision, the running float32 sum."""
+        if plan is None:
+            return _detached(new), None
+        known, wide = self._sums.get(name, _NO_SUM)
+        wide = wide if known is old else None
+        run = plan.backend.run
+        return add(plan, old, new, wide) if plan.backend.calls_directly else run(add, plan, old, new, wide)
 
     @classmethod
     def random(
@@ -272,11 +263,11 @@ class AffineLayer:
         n: int,
         m: int,
         *,
-        xp: str = "numpy",
+        backend: backends.Name = "numpy",
         device: Any = None,
         dtype: str = "float32",
         bias: bool = True,
-        scheme: str = "kaiming_uniform",
+        scheme: initializers.Scheme = "kaiming_uniform",
         seed: int | None = None,
         n_batch_axes: int | None = None,
     ) -> Self:
@@ -286,7 +277,7 @@ class AffineLayer:
         ----------
         n, m : int
             Input and output features.
-        xp : str
+        backend : str
             The name of a backend, one of `xaffine.backends.names`.
         device : optional
             One of its devices, or its text; the default one if not given.
@@ -314,25 +305,25 @@ class AffineLayer:
         >>> layer
         <AffineLayer: W is float32 (64, 10) (numpy on cpu); b is float32 (10,) (numpy on cpu)>
         """
-        backend = backends.get(xp)
-        device = None if device is None else backend.device(device)
-        floating = [name for name in backend.dtypes(device) if "int" not in name]
+        library = backends.get(backend)
+        device = None if device is None else library.device(device)
+        floating = [name for name in library.dtypes(device) if "int" not in name]
         if dtype not in floating:
-            msg = f"weights are drawn in one of {', '.join(floating)} on {xp}, not in {dtype!r}"
+            msg = f"weights are drawn in one of {', '.join(floating)} on {backend}, not in {dtype!r}"
             raise ValueError(msg)
         W = initializers.draw(scheme, n, m, seed=seed, complex_=dtype.startswith("complex"))
         b = W[:0].sum(axis=0) if bias else None
         return cls(
-            *(None if array is None else backend.from_values(array, dtype, device=device) for array in (W, b)),
+            *(None if array is None else library.from_values(array, dtype, device=device) for array in (W, b)),
             n_batch_axes=n_batch_axes,
         )
 
-    def to(self, xp: str, device: Any = None, dtype: str | None = None) -> Self:
+    def to(self, backend: backends.Name, device: Any = None, dtype: str | None = None) -> Self:
         """Bring the layer to another library, device or dtype: train on CuPy, serve on NumPy.
 
         Parameters
         ----------
-        xp : str
+        backend : str
             The name of a backend, one of `xaffine.backends.names`.
         device : optional
             One of its devices, or its text; by default where the weights are, also in another library if it has that
@@ -356,10 +347,10 @@ class AffineLayer:
         >>> layer.to("numpy").W is layer.W, layer.to("numpy", dtype="float64").W.dtype.name
         (True, 'float64')
         """
-        backend = backends.get(xp)
-        device = None if device is None else backend.device(device)
+        library = backends.get(backend)
+        device = None if device is None else library.device(device)
         moved = [
-            None if array is None else backends.move(array, backend, device=device, dtype=dtype)
+            None if array is None else backends.move(array, library, device=device, dtype=dtype)
             for array in (self.W, self.b)
         ]
         return type(self)(*moved, n_batch_axes=self.n_batch_axes)
@@ -399,20 +390,20 @@ class AffineLayer:
         >>> bool((again.W == layer.W).all())
         True
         """
-        from xaffine import storage  # hashes and JSON, whose import takes as long as all the rest
+        from xaffine import _storage as storage  # hashes and JSON, whose import takes as long as all the rest
 
         check_parameters(self.W, self.b)
         storage.write(path, self.W, self.b, self.n_batch_axes)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], *, xp: str = "numpy", device: Any = None) -> Self:
+    def load(cls, path: str | os.PathLike[str], *, backend: backends.Name = "numpy", device: Any = None) -> Self:
         """Load what `save` saved (extra ``io``).
 
         Parameters
         ----------
         path : path-like
             The file. Nothing in it is ever run.
-        xp : str
+        backend : str
             The name of the backend whose arrays to make, whichever they were.
         device : optional
             One of its devices, or its text.
@@ -434,15 +425,15 @@ class AffineLayer:
         ...     AffineLayer.load(f"{folder}/layer.safetensors")
         <AffineLayer, n_batch_axes=-1: W is float32 (3, 2) (numpy on cpu); b is float32 (2,) (numpy on cpu)>
         """
-        from xaffine import storage  # likewise
+        from xaffine import _storage as storage  # likewise
 
-        backend = backends.get(xp)
-        W, b, n_batch_axes = storage.read(path, backend, None if device is None else backend.device(device))
+        library = backends.get(backend)
+        W, b, n_batch_axes = storage.read(path, library, None if device is None else library.device(device))
         return cls(W, b, n_batch_axes=n_batch_axes)
 
     @classmethod
     def load_linear(
-        cls, path: str | os.PathLike[str], prefix: str = "", *, xp: str = "numpy", device: Any = None
+        cls, path: str | os.PathLike[str], prefix: str = "", *, backend: backends.Name = "numpy", device: Any = None
     ) -> Self:
         """Load a linear layer of torch, or of whoever stores ``weight`` (m, n) and ``bias`` (m,) (extra ``io``).
 
@@ -452,7 +443,7 @@ class AffineLayer:
             A safetensors checkpoint, of which no more is read than the layer.
         prefix : str
             What stands before "weight" and "bias", such as "encoder.fc1.".
-        xp, device
+        backend, device
             As in `load`.
 
         Raises
@@ -480,17 +471,50 @@ class AffineLayer:
         >>> layer.W.tolist(), layer.b.tolist()
         ([[1.0], [2.0]], [3.0])
         """
-        from xaffine import storage  # likewise
+        from xaffine import _storage as storage  # likewise
 
-        backend = backends.get(xp)
-        device = None if device is None else backend.device(device)
-        W, b = storage.read_linear(path, prefix, backend, device)
+        library = backends.get(backend)
+        device = None if device is None else library.device(device)
+        W, b = storage.read_linear(path, prefix, library, device)
         return cls(W, b, n_batch_axes=-1)
+
+
+def add(plan: Plan, old: Array, new: Array, wide: Array | None) -> tuple[Array, Array | None]:
+    """Return old + new and, for half precision, the running float32 sum: as values, without what was recorded.
+
+    The sum is written into `old` where that is possible, so that whoever holds it sees the sum.
+    """
+    backend, dtype = plan.backend, old.dtype
+    in_place = backend.why_not_writable(old) is None and not backend.is_recorded(old)
+    new = backend.detached(new)
+    if plan.dtype is not dtype and plan.dtype != dtype:
+        wide = backend.cast(backend.detached(old), plan.dtype) if wide is None else wide
+        wide = backend.xp.add(wide, backend.cast(new, plan.dtype))
+        total = backend.cast(wide, dtype)
+        if in_place:
+            old[...] = total
+        return (old if in_place else total), wide
+    new = backend.cast(new, dtype) if plan.casts else new
+    if in_place:
+        old += new
+        return old, None
+    return backend.xp.add(backend.detached(old), new), None
+
+
+def _detached(array: Array | None) -> Array | None:
+    return None if array is None else backends.backend_of(array).detached(array)
 
 
 def _deepcopy(whole: Any, parts: Iterable[Any], memo: dict[int, Any]) -> Any:
     """Copy in depth; those parts that ``copy.deepcopy`` refuses go through a pickle."""
     for part in parts:
-        if id(part) not in memo and not is_copyable(part):
+        if id(part) not in memo and not _is_copyable(part):
             memo[id(part)] = pickle.loads(pickle.dumps(part))  # noqa: S301 - our own
     return copy.deepcopy(whole, memo)
+
+
+def _is_copyable(part: Any) -> bool:
+    try:
+        return backends.backend_of(part).is_copyable(part)
+    except TypeError:  # no array
+        return True

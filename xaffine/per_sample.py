@@ -12,25 +12,24 @@ from __future__ import annotations
 
 import math
 import operator
-from functools import cache, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import array_api_compat
-
-from xaffine.backends import Array, computing_with, device_of, is_half, is_of_kind, namespace_of
-from xaffine.functional import Gradients
-from xaffine.kernels import compiler_for, kernel_of
-from xaffine.kernels.standard import backward_W, sum_along
-from xaffine.meshes import automatic, split_of
-from xaffine.shapes import Operands, cast, check, check_cotangent, describe, flatten, promote, reshape
+from xaffine._checks import check, check_cotangent, check_devices, describe
+from xaffine.backends import Array  # noqa: TC001 - fields of a NamedTuple
+from xaffine.functional import Gradients, results
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from types import ModuleType
+    from collections.abc import Iterator
+
+    from xaffine._checks import Plan
+    from xaffine.backends import Backend
 
 __all__ = ["PerSampleGradients", "clipped_gradients", "per_sample_gradient_norms", "per_sample_gradients"]
 
 _ELEMENTS = 2**19  # of x, dy and what is computed of them at a time: some MiB
+# Up to which share of the operations of dW_i itself the two Gram matrices are faster. Measured with NumPy: the BLAS
+# computes half of a Gram matrix, and two products of few rows cost more than one.
+_GRAM, _GRAM_OF_FEW, _LONG = 1.25, 0.5, 64
 
 
 class PerSampleGradients(NamedTuple):
@@ -84,18 +83,20 @@ def per_sample_gradients(
     >>> dW.tolist(), db.tolist()
     ([[[1.0], [2.0]], [[30.0], [40.0]]], [[1.0], [10.0]])
     """
-    operands, dtype = _checked(dy, x, W, b, n_batch_axes)
-    if (call := automatic(dy=dy, x=x, W=W, b=b)) is not None:
-        rows = split_of(x)[:1] if operands.n_batch_axes else ()
-        splits = PerSampleGradients(rows + split_of(W), None if b is None else rows + split_of(b))
-        return call(partial(per_sample_gradients, n_batch_axes=n_batch_axes), splits)
-    xp = namespace_of(x)
-    with computing_with(x):
-        samples, gradients = (cast(xp, each, _wide(xp, dtype)) for each in _as_samples(xp, operands, dy))
-        dW, db = _of_each(xp, samples, gradients), sum_along(gradients, 1, gradients.dtype)
-        if operands.n_batch_axes == 0:
-            dW, db = reshape(xp, dW, W.shape), reshape(xp, db, W.shape[1:])
-        return PerSampleGradients(cast(xp, dW, W.dtype), None if b is None else cast(xp, db, b.dtype))
+    plan = _checked(dy, x, W, b, n_batch_axes)
+    gradients: PerSampleGradients = plan.backend.run(gradients_of_each, plan, dy, x, W, b)
+    return gradients
+
+
+@results("samples W", "samples b")
+def gradients_of_each(plan: Plan, dy: Array, x: Array, W: Array, b: Array | None) -> PerSampleGradients:
+    """dW_i = x_iᵀ dy_i and db_i = Σ over T of dy_i."""
+    backend = plan.backend
+    samples, gradients = (backend.cast(each, backend.wide(plan.dtype)) for each in _as_samples(plan, dy, x))
+    dW, db = _of_each(backend, samples, gradients), backend.sum(gradients, 1, gradients.dtype)
+    if plan.n_batch_axes == 0:
+        dW, db = backend.reshape(dW, W.shape), backend.reshape(db, W.shape[1:])
+    return PerSampleGradients(backend.cast(dW, W.dtype), None if b is None else backend.cast(db, b.dtype))
 
 
 def per_sample_gradient_norms(
@@ -125,7 +126,7 @@ def per_sample_gradient_norms(
     -----
     With one batch axis dW_i is an outer product, whose norm is ‖x_i‖ ‖dy_i‖: O(N (n + m)) operations. With more,
     ‖dW_i‖² = Σ over s and t of ⟨x_is, x_it⟩ ⟨dy_is, dy_it⟩ from two Gram matrices (T, T), or from dW_i itself where
-    that takes fewer operations. Memory beside the operands is some MiB, or what one sample needs; on lazy libraries it
+    that is faster. Memory beside the operands is some MiB, or what one sample needs; on lazy libraries it
     is that library's to choose.
 
     Samples near an end of the range are scaled first, so that no square leaves it: a norm is infinite only where it is
@@ -146,11 +147,25 @@ def per_sample_gradient_norms(
     >>> per_sample_gradient_norms(dy, x, np.zeros((2, 1))).tolist()
     [10.0, 0.0]
     """
-    operands, _ = _checked(dy, x, W, b, n_batch_axes, floating=True)
-    if (call := automatic(dy=dy, x=x, W=W, b=b)) is not None:
-        rows = split_of(x)[:1] if operands.n_batch_axes else ()
-        return call(partial(per_sample_gradient_norms, n_batch_axes=n_batch_axes), rows)
-    return _compiled(_norms_of, dy, x, W, b)(dy, x, W, b, n_batch_axes)
+    plan = _checked(dy, x, W, b, n_batch_axes, floating=True)
+    return plan.backend.run(norms_of_each, plan, dy, x)
+
+
+@results("samples")
+def norms_of_each(plan: Plan, dy: Array, x: Array) -> Array:
+    """√(‖dW_i‖² + ‖db_i‖²), without the second term if there is no bias."""
+    backend = plan.backend
+    xp = backend.xp
+    norms = []
+    for samples, gradients in _blocks(plan, dy, x):
+        some = _measure(backend, samples, gradients, bias="b" in plan.wanted)
+        norm = some.norm
+        if not isinstance(some.of_x, float):  # the larger divisor first, so that what is rounded is not subnormal
+            large, small = xp.maximum(some.of_x, some.of_dy), xp.minimum(some.of_x, some.of_dy)
+            norm = norm * (large * 2.0**-20) * (small * 2.0**20)  # which keeps the first product in range
+        norms.append(backend.cast(norm[:, 0, 0], _real(backend, samples).dtype))
+    together = norms[0] if len(norms) == 1 else xp.concat(norms)
+    return together if plan.n_batch_axes else backend.reshape(together, ())
 
 
 def clipped_gradients(
@@ -215,107 +230,72 @@ def clipped_gradients(
     if not max_norm > 0:
         msg = f"max_norm must be above 0, not {max_norm!r}"
         raise ValueError(msg)
-    _checked(dy, x, W, b, n_batch_axes, floating=True)
-    if (call := automatic(dy=dy, x=x, W=W, b=b)) is not None:
-        return call(
-            partial(clipped_gradients, max_norm=max_norm, n_batch_axes=n_batch_axes),
-            Gradients(None, split_of(W), None if b is None else split_of(b)),
-        )
-    gradients: Gradients = _compiled(_clipped_sums, dy, x, W, b)(dy, x, W, b, n_batch_axes, float(max_norm))
+    plan = _checked(dy, x, W, b, n_batch_axes, floating=True)
+    gradients: Gradients = plan.backend.run(clipped_sums, plan, dy, x, W, b, float(max_norm))
     return gradients
 
 
-def _compiled(function: Callable[..., Any], *operands: Array | None) -> Callable[..., Any]:
-    """That function; compiled where the library of the operands compiles, which saves it a hundred small steps."""
-    kinds = {type(operand) for operand in operands if operand is not None}
-    compiler = compiler_for(kinds.pop()) if len(kinds) == 1 else None
-    return function if compiler is None else _compile(compiler, function)
-
-
-@cache
-def _compile(compiler: Callable[..., Any], function: Callable[..., Any]) -> Callable[..., Any]:
-    return compiler(function, static_argnames="n_batch_axes")  # type: ignore[no-any-return]
-
-
-def _norms_of(dy: Array, x: Array, W: Array, b: Array | None, n_batch_axes: int | None) -> Array:
-    operands, xp = check(x, W, b, n_batch_axes), namespace_of(x)
-    with computing_with(x):
-        norms = []
-        for samples, gradients in _blocks(xp, operands, dy):
-            some = _measure(xp, samples, gradients, bias=b is not None)
-            norm = some.norm
-            if not isinstance(some.of_x, float):  # the larger divisor first, so that what is rounded is not subnormal
-                large, small = xp.maximum(some.of_x, some.of_dy), xp.minimum(some.of_x, some.of_dy)
-                norm = norm * (large * 2.0**-20) * (small * 2.0**20)  # which keeps the first product in range
-            norms.append(cast(xp, norm[:, 0, 0], _real(xp, samples).dtype))
-        together = norms[0] if len(norms) == 1 else xp.concat(norms)
-        return together if operands.n_batch_axes else reshape(xp, together, ())
-
-
-def _clipped_sums(
-    dy: Array, x: Array, W: Array, b: Array | None, n_batch_axes: int | None, max_norm: float
-) -> Gradients:
-    operands, xp = check(x, W, b, n_batch_axes), namespace_of(x)
-    wanted = ("W",) if b is None else ("W", "b")
+@results("", "W", "b")
+def clipped_sums(plan: Plan, dy: Array, x: Array, W: Array, b: Array | None, max_norm: float) -> Gradients:
+    """dW = Σ c_i dW_i and db = Σ c_i db_i."""
+    backend = plan.backend
     sums: tuple[Any, ...] = ()
-    with computing_with(x):
-        for samples, gradients in _blocks(xp, operands, dy):
-            clipped = _clipped(xp, samples, gradients, bias=b is not None, max_norm=max_norm)
-            matrices = _rows(xp, clipped), _rows(xp, samples), cast(xp, W, samples.dtype)
-            some = [of for of in kernel_of(*matrices).backward(*matrices, wanted) if of is not None]
-            sums = tuple(map(operator.add, sums, some)) if sums else tuple(some)
-        return Gradients(None, cast(xp, sums[0], W.dtype), None if b is None else cast(xp, sums[1], b.dtype))
+    for samples, gradients in _blocks(plan, dy, x):
+        clipped = _rows(backend, _clipped(backend, samples, gradients, bias=b is not None, max_norm=max_norm))
+        some = [plan.product(backend.transposed(_rows(backend, samples)), clipped)]
+        if b is not None:
+            some.append(plan.sum_rows(clipped))
+        sums = tuple(map(operator.add, sums, some)) if sums else tuple(some)
+    return Gradients(None, backend.cast(sums[0], W.dtype), None if b is None else backend.cast(sums[1], b.dtype))
 
 
 def _checked(
     dy: Array, x: Array, W: Array, b: Array | None, n_batch_axes: int | None, *, floating: bool = False
-) -> tuple[Operands, Any]:
-    operands = check(x, W, b, n_batch_axes)
-    dtype = check_cotangent(dy, operands)
-    if floating and is_of_kind(namespace_of(x), dtype, "integral"):
+) -> Plan:
+    plan = check_cotangent(check(x, W, b, n_batch_axes), dy, x, W, b)
+    check_devices(plan, dy=dy, x=x, W=W, b=b)
+    if floating and plan.kind == "integral":
         msg = f"norms are of floating dtype: {describe(dy=dy, x=x, W=W)}. Cast all to float64, say"
         raise TypeError(msg)
-    return operands, dtype
+    return plan
 
 
-def _wide(xp: ModuleType, dtype: Any) -> Any:
-    """The dtype to compute in: sums in halves lose too much."""
-    return xp.float32 if is_half(dtype) else dtype
-
-
-def _as_samples(xp: ModuleType, operands: Operands, dy: Array) -> tuple[Array, Array]:
+def _as_samples(plan: Plan, dy: Array, x: Array) -> tuple[Array, Array]:
     """Bring x to (N, T, n) and dy to (N, T, m); N is 1 without a batch axis."""
-    k = operands.n_batch_axes
+    backend, k = plan.backend, plan.n_batch_axes
     if k < 2:  # also where N is not known yet
-        x, dy = flatten(xp, operands.x, k)[:, None, :], flatten(xp, dy, k)[:, None, :]
+        x, dy = (
+            (each if shape is None else backend.reshape(each, shape))[:, None, :]
+            for each, shape in ((x, plan.x_matrix), (dy, plan.y_matrix))
+        )
     else:
-        (N, *others), (n, m) = operands.x.shape[:k], operands.W.shape
+        N, *others, m = plan.y_shape
         T = math.prod(others)
-        x, dy = reshape(xp, operands.x, (N, T, n)), reshape(xp, dy, (N, T, m))
-    chunked_as = getattr(kernel_of(x, dy), "chunked_as", None)
-    return x, dy if chunked_as is None else chunked_as(x, dy)
+        x, dy = backend.reshape(x, (N, T, math.prod(x.shape[k:]))), backend.reshape(dy, (N, T, m))
+    return x, backend.aligned(dy, x)
 
 
-def _blocks(xp: ModuleType, operands: Operands, dy: Array) -> Iterator[tuple[Array, Array]]:
-    """So many samples at a time that they, and what is computed of them, stay small; of a lazy library all."""
-    samples, gradients = _as_samples(xp, operands, dy)
-    dtype = _wide(xp, promote(xp, samples.dtype, gradients.dtype))
+def _blocks(plan: Plan, dy: Array, x: Array) -> Iterator[tuple[Array, Array]]:
+    """Yield x and dy of at most `_ELEMENTS` elements, what is computed of them included; of a lazy library all."""
+    backend = plan.backend
+    samples, gradients = _as_samples(plan, dy, x)
+    dtype = backend.wide(backend.promote(samples.dtype, gradients.dtype))
     N, T, n = samples.shape
     m = gradients.shape[2]
     rows = max(1, _ELEMENTS // max(T * (n + m), 1 if T == 1 else n * m, 1))
-    if array_api_compat.is_lazy_array(samples) or rows >= N:
-        yield cast(xp, samples, dtype), cast(xp, gradients, dtype)
+    if backend.is_lazy(samples) or rows >= N:
+        yield backend.cast(samples, dtype), backend.cast(gradients, dtype)
         return
     for start in range(0, N, rows):
         some = slice(start, start + rows)
-        yield cast(xp, samples[some, ...], dtype), cast(xp, gradients[some, ...], dtype)
+        yield backend.cast(samples[some, ...], dtype), backend.cast(gradients[some, ...], dtype)
 
 
-def _of_each(xp: ModuleType, samples: Array, gradients: Array) -> Array:
+def _of_each(backend: Backend, samples: Array, gradients: Array) -> Array:
     """dW_i = x_iᵀ dy_i of every sample."""
     if samples.shape[1] == 1:  # without products of three axes, which some libraries lack for some dtypes
-        return xp.matrix_transpose(samples) * gradients
-    return _products(xp, samples, gradients)
+        return backend.xp.matrix_transpose(samples) * gradients
+    return _products(backend, samples, gradients)
 
 
 class _Measured(NamedTuple):
@@ -332,7 +312,7 @@ class _Measured(NamedTuple):
     """What that norm is at most in exact arithmetic, also after each element of dy was rounded."""
 
 
-def _measure(xp: ModuleType, x: Array, dy: Array, *, bias: bool) -> _Measured:
+def _measure(backend: Backend, x: Array, dy: Array, *, bias: bool) -> _Measured:
     """Compute √(‖dW_i‖² + ‖db_i‖²) of every sample, x_i (T, n) with dy_i (T, m), and a bound of it.
 
     With one row a sample nothing cancels, and the norm has a small relative error. Else M = ‖[x, 1]‖ ‖dy‖ is at least
@@ -345,38 +325,40 @@ def _measure(xp: ModuleType, x: Array, dy: Array, *, bias: bool) -> _Measured:
 
     What is added to the norm is up to twice as much, since M and these terms are rounded, too.
     """
+    xp = backend.xp
     (_, T, n), m, own = x.shape, dy.shape[2], x.dtype
     wide = xp.result_type(own, xp.float64)
-    x, dy = cast(xp, x, wide), cast(xp, dy, wide)
+    x, dy = backend.cast(x, wide), backend.cast(dy, wide)
     of_x: Any = 1.0
     of_dy: Any = 1.0
     if wide == own:
-        of_x, of_dy = _divisors(xp, x, tiny=not bias), _divisors(xp, dy)
-        x, dy = _quotient(xp, x, of_x), _quotient(xp, dy, of_dy)
-    square_of_x, square_of_dy = _squares(xp, x), _squares(xp, dy)
+        of_x, of_dy = _divisors(backend, x, tiny=not bias), _divisors(backend, dy)
+        x, dy = _quotient(backend, x, of_x), _quotient(backend, dy, of_dy)
+    square_of_x, square_of_dy = _squares(backend, x), _squares(backend, dy)
     if bias:
         square_of_x = square_of_x + T * (1 / of_x) ** 2
     M = xp.sqrt(square_of_x) * xp.sqrt(square_of_dy)
     if T == 1:
         return _Measured(dy, of_x, of_dy, M, M)
     u, u_own = (float(xp.finfo(dtype).eps) / 2 for dtype in (wide, own))
-    c = 4 if is_of_kind(xp, own, "complex floating") else 1
+    c = 4 if _is_complex(backend, own) else 1
     slack = 0.0
-    if T * (n + m) < n * m:
+    if T * (n + m) <= n * m * (_GRAM if T >= _LONG else _GRAM_OF_FEW):
         slack = 2 * c * (n + m + 2 * T) * u
-        square = _real(xp, _gram(xp, x) * _gram(xp, dy))
+        square = _real(backend, _gram(backend, x) * _gram(backend, dy))
         square = xp.sum(xp.sum(square, axis=2, keepdims=True), axis=1, keepdims=True)
         square = xp.where(square < 0, xp.zeros_like(square), square)  # what rounding may make of a zero
     else:
-        square = _squares(xp, _of_each(xp, x, dy))
+        square = _squares(backend, _of_each(backend, x, dy))
     if bias:
-        square = square + _squares(xp, xp.sum(dy, axis=1, keepdims=True, dtype=dy.dtype)) * (1 / of_x) ** 2
+        square = square + _squares(backend, xp.sum(dy, axis=1, keepdims=True, dtype=dy.dtype)) * (1 / of_x) ** 2
     most = square + slack * square_of_x * square_of_dy if slack else square
     return _Measured(dy, of_x, of_dy, xp.sqrt(square), xp.sqrt(most) + (2 * c * (T + 2) * u + 4 * u_own) * M)
 
 
-def _divisors(xp: ModuleType, samples: Array, *, tiny: bool = True) -> Array:
+def _divisors(backend: Backend, samples: Array, *, tiny: bool = True) -> Array:
     """For every sample Σ |a|, or 2⁻¹⁶ of it, where that is near an end of the range; else 1."""
+    xp = backend.xp
     sizes, high = xp.abs(samples), float(xp.finfo(samples.dtype).max) ** 0.125  # whose fourth power is far from the end
     ones = xp.ones_like(sizes)
     # Neither sum leaves the range. A largest value will not do, since it is not defined for empty samples.
@@ -389,17 +371,19 @@ def _divisors(xp: ModuleType, samples: Array, *, tiny: bool = True) -> Array:
     return xp.where((large > 2.0**-16 * high) & (large < math.inf), large, divisors)
 
 
-def _quotient(xp: ModuleType, samples: Array, divisors: Array) -> Array:
+def _quotient(backend: Backend, samples: Array, divisors: Array) -> Array:
     """Samples, divided; complex ones away from subnormal numbers, whose reciprocals libraries take on the way."""
-    if not is_of_kind(xp, samples.dtype, "complex floating"):
+    if not _is_complex(backend, samples.dtype):
         return samples / divisors
+    xp = backend.xp
     unit = xp.where(divisors < 1, xp.full_like(divisors, 2.0**60), xp.ones_like(divisors))
     return samples * unit / (divisors * unit)
 
 
-def _clipped(xp: ModuleType, x: Array, dy: Array, *, bias: bool, max_norm: float) -> Array:
+def _clipped(backend: Backend, x: Array, dy: Array, *, bias: bool, max_norm: float) -> Array:
     """c_i dy_i of every sample, where c_i brings its gradient to a norm of at most max_norm; NaN where none does."""
-    divided, of_x, of_dy, _, bound = _measure(xp, x, dy, bias=bias)
+    xp = backend.xp
+    divided, of_x, of_dy, _, bound = _measure(backend, x, dy, bias=bias)
     ones = xp.ones_like(bound)
     size = ones * (of_x**0.5 * of_dy**0.5)  # of_x times of_dy may be out of range
     small, large = xp.minimum(size, ones), xp.maximum(size, ones)
@@ -409,37 +393,35 @@ def _clipped(xp: ModuleType, x: Array, dy: Array, *, bias: bool, max_norm: float
     bound = xp.where(clips, bound, ones)
     # Of divided samples weight / bound may be out of range; without divisors it saves one pass over them.
     clipped = divided * (weight / bound) if isinstance(of_x, float) else divided / bound * weight
-    return cast(xp, clipped, dy.dtype)
+    return backend.cast(clipped, dy.dtype)
 
 
-def _gram(xp: ModuleType, samples: Array) -> Array:
+def _gram(backend: Backend, samples: Array) -> Array:
     """The inner products of the rows of every sample: (N, T, T)."""
-    conjugate = xp.conj(samples) if is_of_kind(xp, samples.dtype, "complex floating") else samples
-    return _products(xp, xp.matrix_transpose(samples), xp.matrix_transpose(conjugate))
+    xp = backend.xp
+    conjugate = xp.conj(samples) if _is_complex(backend, samples.dtype) else samples
+    return _products(backend, xp.matrix_transpose(samples), xp.matrix_transpose(conjugate))
 
 
-def _products(xp: ModuleType, samples: Array, gradients: Array) -> Array:
+def _products(backend: Backend, samples: Array, gradients: Array) -> Array:
     """x_iᵀ dy_i of every pair of matrices in two stacks."""
-    if samples.shape[0] == 0:  # the sparse library multiplies no empty stacks
-        shape = (0, samples.shape[2], gradients.shape[2])
-        return xp.zeros(shape, dtype=samples.dtype, device=device_of(samples))
-    return backward_W(gradients, samples)
+    return backend.matmul(backend.xp.matrix_transpose(samples), gradients)
 
 
-def _squares(xp: ModuleType, samples: Array) -> Array:
+def _squares(backend: Backend, samples: Array) -> Array:
     """Σ |a|² of every sample, (N, 1, 1)."""
-    if array_api_compat.is_dask_array(samples):  # whose vecdot needs to know all extents
-        squares = xp.sum(xp.abs(samples) ** 2, axis=2)
-    else:
-        squares = _real(xp, xp.vecdot(samples, samples))
-    return xp.sum(squares, axis=1, keepdims=True)[:, :, None]
+    return backend.xp.sum(backend.squared_lengths(samples), axis=1, keepdims=True)[:, :, None]
 
 
-def _real(xp: ModuleType, array: Array) -> Array:
-    return xp.real(array) if is_of_kind(xp, array.dtype, "complex floating") else array
+def _real(backend: Backend, array: Array) -> Array:
+    return backend.xp.real(array) if _is_complex(backend, array.dtype) else array
 
 
-def _rows(xp: ModuleType, samples: Array) -> Array:
+def _is_complex(backend: Backend, dtype: Any) -> bool:
+    return backend.kind(dtype) == "complex floating"
+
+
+def _rows(backend: Backend, samples: Array) -> Array:
     """The rows of all samples, one after the other."""
     N, T, columns = samples.shape
-    return samples[:, 0, :] if T == 1 else reshape(xp, samples, (N * T, columns))
+    return samples[:, 0, :] if T == 1 else backend.reshape(samples, (N * T, columns))

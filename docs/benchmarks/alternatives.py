@@ -1,12 +1,13 @@
-"""Time what the CuPy kernel could do otherwise, and write the figures to a file. Needs a CUDA device.
+"""Time what xaffine could do otherwise on CuPy, and write the figures to a file. Needs a CUDA device.
 
     python docs/benchmarks/alternatives.py FILE              # everything
     python docs/benchmarks/alternatives.py FILE --db-alone   # a copy, and db in float32 at (65536, 4096)
 
 The file is JSON and is written anew after every row, so that a run that is cut off keeps what it measured. Every
-alternative is called in turn with the device's cache emptied, and timed by device events: db by the kernel, by one sum,
-by two sums that CuPy has, and by a product with ones; products of halves with and without sums in half precision, and
-how far they are off; y with its bias added by the kernel, and by CuPy. What cannot run says why.
+alternative is called in turn with the device's cache emptied, and timed by device events: db by the kernels of
+xaffine/backends/cupy.py, by one sum, by two sums that CuPy has, and by a product with ones; products of halves with and
+without sums in half precision, and how far they are off; y with its bias added by the kernel, and by CuPy. What cannot
+run says why.
 """
 
 from __future__ import annotations
@@ -17,14 +18,17 @@ import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from xaffine import backends
-from xaffine.command.clock import Clock, clock_of
-from xaffine.command.files import replace_text
+from xaffine._command.clock import Clock, clock_of
+from xaffine._command.files import replace_text
 from xaffine.testing.bounds import unit_roundoff
+
+if TYPE_CHECKING:
+    from xaffine.backends import Backend
 
 Ways: TypeAlias = dict[str, Callable[[], Any]]
 
@@ -39,7 +43,7 @@ DTYPES = ("float32", "float16", "bfloat16")
 ROUNDS = 11
 
 
-def ways_to_sum(cupy: Any, kernel: Any, dy: Any) -> Ways:
+def ways_to_sum(cupy: Any, backend: Backend, dy: Any) -> Ways:
     """Db of one dy, every way."""
     db, wide = cupy.empty(dy.shape[1], dy.dtype), "float32" if dy.dtype.itemsize == 2 else dy.dtype
 
@@ -62,8 +66,7 @@ def ways_to_sum(cupy: Any, kernel: Any, dy: Any) -> Ways:
         return db
 
     def by_the_kernel() -> Any:
-        kernel._sum_of_rows(dy, db)
-        return db
+        return backend.sum_rows(dy, db)
 
     return {"kernel": by_the_kernel, "one sum": by_one_sum, "two sums": by_two_sums, "ones @ dy": by_a_product}
 
@@ -93,19 +96,15 @@ def worst_errors(ways: Ways, x: Any, W: Any, dtype: str) -> dict[str, float]:
     return {name: float((abs(way().astype("float64") - exact) / exact).max()) / u for name, way in ways.items()}
 
 
-def ways_forward(cupy: Any, kernel: Any, x: Any, W: Any, b: Any) -> Ways:
+def ways_forward(cupy: Any, backend: Backend, x: Any, W: Any, b: Any) -> Ways:
     """Y of one x, with every way to add the bias."""
     y = cupy.empty((len(x), W.shape[1]), x.dtype)
 
     def by_the_kernel() -> Any:
-        x.dot(W, y)
-        kernel._add_bias(y, b)
-        return y
+        return backend.product(x, W, b, y)
 
     def by_cupy_add() -> Any:
-        x.dot(W, y)
-        cupy.add(y, b, out=y)
-        return y
+        return cupy.add(backend.product(x, W, None, y), b, out=y)
 
     return {"kernel": by_the_kernel, "cupy.add": by_cupy_add}
 
@@ -157,7 +156,7 @@ def rate_of_a_copy(cupy: Any, draw: Callable[..., Any], clock: Clock) -> float:
 
 def measure(
     cupy: Any,
-    kernel: Any,
+    backend: Backend,
     draw: Callable[..., Any],
     clock: Clock,
     save: Callable[[dict[str, Any]], None],
@@ -182,7 +181,7 @@ def measure(
         for N, m in (COLUMNS,) if db_alone else SUMS:
 
             def sums(kind: str, dtype: str = dtype, N: int = N, m: int = m) -> Ways:
-                return ways_to_sum(cupy, kernel, draw(kind, dtype, N, m))
+                return ways_to_sum(cupy, backend, draw(kind, dtype, N, m))
 
             add("db", dtype, (N, m), compare(sums), bytes=N * m * (4 if dtype == "float32" else 2))
     if db_alone:
@@ -198,7 +197,7 @@ def measure(
             def forward(kind: str, dtype: str = dtype, shape: Any = shape) -> Ways:
                 N, n, m = shape
                 return ways_forward(
-                    cupy, kernel, draw(kind, dtype, N, n), draw(kind, dtype, n, m), draw(kind, dtype, m)
+                    cupy, backend, draw(kind, dtype, N, n), draw(kind, dtype, n, m), draw(kind, dtype, m)
                 )
 
             add("y", dtype, shape, compare(forward))
@@ -206,14 +205,12 @@ def measure(
 
 def main(arguments: list[str] | None = None) -> int:
     """Measure on the first GPU."""
-    parser = argparse.ArgumentParser(description="Time what the CuPy kernel could do otherwise.")
+    parser = argparse.ArgumentParser(description="Time what xaffine could do otherwise on CuPy.")
     parser.add_argument("file", type=Path)
     parser.add_argument("--db-alone", action="store_true")
     options = parser.parse_args(arguments)
 
     import cupy
-
-    from xaffine.kernels import cupy as kernel
 
     backend = backends.get("cupy")
 
@@ -226,7 +223,7 @@ def main(arguments: list[str] | None = None) -> int:
     def save(found: dict[str, Any]) -> None:
         replace_text(options.file, json.dumps(found) + "\n")
 
-    measure(cupy, kernel, draw, clock_of(backend, backend.devices[0]), save, db_alone=options.db_alone)
+    measure(cupy, backend, draw, clock_of(backend, backend.devices[0]), save, db_alone=options.db_alone)
     return 0
 
 

@@ -42,8 +42,8 @@ if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from xaffine.command.bench import GRID, teraflops  # noqa: E402 - from where this file lies
-from xaffine.command.files import replace_text  # noqa: E402
+from xaffine._command.bench import GRID, teraflops  # noqa: E402 - from where this file lies
+from xaffine._command.files import replace_text  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -69,11 +69,12 @@ TEST_LIMIT = 180  # seconds for one test, where pytest-timeout is installed
 WORKERS = min(8, max(1, (os.cpu_count() or 1) // 2))  # processes that share the card; most of their time is compiling
 FILE = "FILE"  # stands for the file that a run writes its data to
 TABLE_LINES = 40
+SCRIPTS = ("alternatives", "groups", "peers")  # which runs that are no tests depend on
 
 DOCTOR = """
 import json, pathlib, sys
 from xaffine import backends
-from xaffine.command import doctor
+from xaffine._command import doctor
 name, file = sys.argv[1:]
 try:
     backend = backends.get(name)
@@ -184,7 +185,7 @@ def _bench(group: str, seconds: int, shapes: Iterable[tuple[int, ...]] = SHAPES)
 
 
 def _bench_command(groups: list[str], dtype: str, shapes: Iterable[tuple[int, ...]]) -> list[str]:
-    command = ["-m", "xaffine", "bench", "--groups", *groups, "--device", "gpu", "--dtype", dtype, "--rounds", "11"]
+    command = ["docs/benchmarks/groups.py", "--groups", *groups, "--device", "gpu", "--dtype", dtype, "--rounds", "11"]
     return [*command, "--shapes", *(",".join(map(str, shape)) for shape in shapes), "--json", FILE]
 
 
@@ -230,7 +231,8 @@ def sources_of(run: Run) -> str:
     """A hash of the sources that the outcome of a run depends on."""
     tests = run.part.startswith(("tests:", "tf32:"))
     files = sorted((ROOT / "xaffine").rglob("*.py"))
-    files += sorted((ROOT / "tests").rglob("*.py")) if tests else [ROOT / "docs" / "benchmarks" / "alternatives.py"]
+    scripts = [ROOT / "docs" / "benchmarks" / f"{name}.py" for name in SCRIPTS]
+    files += sorted((ROOT / "tests").rglob("*.py")) if tests else scripts
     digest = hashlib.sha256()
     for file in files:
         digest.update(f"{file.relative_to(ROOT)}\0".encode() + file.read_bytes())
@@ -560,7 +562,7 @@ def short_table(found: dict[str, Any], runs: list[Run]) -> list[str]:
 
 def draw(found: dict[str, Any], folder: Path) -> None:
     """The plot: every mode as if it were a dtype."""
-    from xaffine.command.plot import draw_ratios
+    from xaffine._command.plot import draw_ratios
 
     rows = [{**row, "dtype": mode} for mode in MODES for row, _ in rows_of(found, mode)]
     if rows:

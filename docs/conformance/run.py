@@ -23,12 +23,13 @@ import matplotlib as mpl
 import xaffine
 from xaffine import backends
 from xaffine.__main__ import main as xaffine_command
-from xaffine.command.machine import describe_machine
+from xaffine._command.machine import describe_machine
 from xaffine.testing import PROPERTIES
 from xaffine.testing.cases import FEATURES
 
 HERE = Path(__file__).parent
 DATA = HERE / "conformance.json"
+FILE = HERE.parent / "benchmarks" / "peers.py"
 PEERS = {
     "classic class": ("Classic", "numpy"),
     "torch linear + autograd": ("torch_linear", "torch"),
@@ -61,7 +62,7 @@ def check(target: str, backend: str, *arguments: str) -> dict[str, Any] | str:
 
 def measure(names: list[str], reports: dict[str, Any]) -> None:
     """Run some implementations, all if none is named, and fill in the report of each when it is whole."""
-    targets = {name: (f"xaffine.testing.peers:{attribute}", backend) for name, (attribute, backend) in PEERS.items()}
+    targets = {name: (f"{FILE}:{attribute}", backend) for name, (attribute, backend) in PEERS.items()}
     targets |= {f"xaffine on {name}": ("xaffine:AffineLayer", name) for name in backends.names()}
     for name in names or targets:
         target, backend = targets[name]
@@ -69,7 +70,7 @@ def measure(names: list[str], reports: dict[str, Any]) -> None:
         report = {"float32": check(target, backend)}
         if isinstance(report["float32"], dict):
             for dtype in HALVES:
-                if dtype in backends.get(backend).dtypes() and target != "xaffine.testing.peers:thinc_linear":
+                if dtype in backends.get(backend).dtypes() and name != "thinc Linear":
                     report[dtype] = check(target, backend, "--dtype", dtype)
             for gap in report["float32"]["gaps"]:
                 feature = gap.partition(" ")[0]
@@ -86,7 +87,7 @@ def write_page(found: dict[str, Any]) -> str:
         "",
         f"Written by `docs/conformance/run.py` on {found['date']}: xaffine {found['xaffine']}, "
         f"Python {found['python']}, {found['system']}, {found['cores']} cores; {found['blas']}. The data are in "
-        "[conformance.json](conformance.json); `xaffine.testing.peers` has the code of the other implementations. "
+        "[conformance.json](conformance.json); `docs/benchmarks/peers.py` has the other implementations. "
         "Where a property does not hold, the smallest case found is below.",
         "",
         "| implementation | version | examples of each property |",

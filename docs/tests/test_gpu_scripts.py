@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 
 from xaffine import backends
-from xaffine.command import bench
-from xaffine.command.clock import Clock, clock_of
+from xaffine._command import bench
+from xaffine._command.clock import Clock, clock_of
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 
@@ -65,21 +65,23 @@ class TestAlternatives:
     def draw(self, dtype: str, *shape: int) -> Any:
         return np.random.default_rng(0).integers(-2, 3, shape).astype(backends.get("numpy").dtype(dtype))
 
-    def kernel(self) -> Any:
-        def sum_of_rows(dy: Any, out: Any) -> None:
+    def backend(self) -> Any:
+        def product(x: Any, W: Any, b: Any, out: Any) -> Any:
+            out[...] = x.astype("float64") @ W.astype("float64") + (0 if b is None else b.astype("float64"))
+            return out
+
+        def sum_rows(dy: Any, out: Any) -> Any:
             out[...] = dy.astype("float64").sum(0)
+            return out
 
-        def add_bias(y: Any, b: Any) -> None:
-            y[...] = y + b
-
-        return SimpleNamespace(_sum_of_rows=sum_of_rows, _add_bias=add_bias)
+        return SimpleNamespace(product=product, sum_rows=sum_rows)
 
     @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
     def test_every_way_gives_the_same(self, dtype: str) -> None:
         dy, x, W, b = (self.draw(dtype, *shape) for shape in ((7, 4), (7, 3), (3, 4), (4,)))
-        ways = self.alternatives.ways_to_sum(np, self.kernel(), dy)
+        ways = self.alternatives.ways_to_sum(np, self.backend(), dy)
         assert [way().tolist() for way in ways.values()] == [dy.astype(float).sum(0).tolist()] * 4
-        ways = self.alternatives.ways_forward(np, self.kernel(), x, W, b)
+        ways = self.alternatives.ways_forward(np, self.backend(), x, W, b)
         y = (x.astype(float) @ W.astype(float) + b.astype(float)).tolist()
         assert [way().tolist() for way in ways.values()] == [y] * 2
 
@@ -112,21 +114,21 @@ class TestAlternatives:
 
         saved: list[dict[str, Any]] = []
 
-        def measure(kernel: Any) -> Any:
+        def measure(backend: Any) -> Any:
             saved.clear()
 
             def save(found: Any) -> None:
                 saved.append(json.loads(json.dumps(found)))
 
             cupy = NumpyWithCublas()
-            self.alternatives.measure(cupy, kernel, draw, cold(), save, db_alone=alone)
+            self.alternatives.measure(cupy, backend, draw, cold(), save, db_alone=alone)
             assert cupy.mode == 3
             return saved[-1]
 
-        wrong = self.kernel()
-        wrong._sum_of_rows = lambda _, out: out.fill(7)
+        wrong = self.backend()
+        wrong.sum_rows = lambda _, out: np.full_like(out, 7)
         assert measure(wrong)["db"][0]["seconds"]["ones @ dy"] == "another result"
-        found = measure(self.kernel())
+        found = measure(self.backend())
         assert found["copied bytes a second"] > 0
         assert set(found["db"][0]["seconds"]) == {"kernel", "one sum", "two sums", "ones @ dy"}
         counts = [sum(len(rows) for rows in each.values() if isinstance(rows, list)) for each in saved]
@@ -139,9 +141,16 @@ class TestAlternatives:
         assert [row["dtype"] for row in found["halves"]] == ["float16", "bfloat16"]
         assert all(0 <= error <= 2 for row in found["halves"] for error in row["errors"].values())
         assert set(found["y"][0]["seconds"]) == {"kernel", "cupy.add"}
-        del wrong._add_bias
-        lines = list(script("gpu").table_of_alternatives(measure(wrong)))
-        assert "object has no attribute '_add_bias' |" in "\n".join(lines)
+        without_bias = wrong.product
+
+        def fail(x: Any, W: Any, b: Any, out: Any) -> Any:
+            assert b is None, "no bias today"
+            return without_bias(x, W, b, out)
+
+        wrong.product = fail
+        lines = "\n".join(script("gpu").table_of_alternatives(measure(wrong)))
+        assert "AssertionError: no bias today" in lines
+        assert "cupy.add" in lines
 
 
 # gpu.py, with cheap processes in the place of the real ones.
@@ -231,8 +240,9 @@ def test_another_card_or_another_source_begins_anew(
 
 def test_sources_are_those_that_the_run_depends_on(gpu: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = [tmp_path / name for name in ("xaffine/a.py", "tests/b.py", "docs/benchmarks/alternatives.py")]
-    for file in files:
-        file.parent.mkdir(parents=True)
+    others = [files[2].with_name(f"{name}.py") for name in gpu.SCRIPTS]
+    for file in {*files, *others}:
+        file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("")
     monkeypatch.setattr(gpu, "ROOT", tmp_path)
     some = {run.part: run for run in gpu.all_runs()}
@@ -438,11 +448,12 @@ def test_plan_says_what_fits_and_measures_nothing(gpu: Any, tmp_path: Path, caps
 def test_commands_are_those_of_the_tests_and_the_benchmark(gpu: Any) -> None:
     """Each is understood by what it calls, as far as that can be seen without a card."""
     for run in gpu.all_runs():
-        if run.command[1] == "xaffine":
+        if "--groups" in run.command:
+            assert (FOLDER.parents[1] / run.command[0]).exists()
             options = run.command[run.command.index("--shapes") + 1 : run.command.index("--json")]
             assert all(re.fullmatch(r"\d+,\d+,\d+", shape) for shape in options)
             assert set(run.command[run.command.index("--groups") + 1 : run.command.index("--device")]) <= {
-                *bench._GROUPS
+                *script("groups").GROUPS
             }
         if run.command[1] == "pytest":
             files = [word.removeprefix("--ignore=") for word in run.command if "tests/" in word]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import importlib
 import json
 import runpy
 import shutil
@@ -46,18 +47,24 @@ def test_digits(monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
 
 def test_figures_of_the_cpu(monkeypatch: pytest.MonkeyPatch, capfd: Any, tmp_path: Path) -> None:
     script = Path(shutil.copy(DOCS / "benchmarks" / "measure.py", tmp_path))
+    monkeypatch.syspath_prepend(str(DOCS / "benchmarks"))  # where the modules are that it imports
     (tmp_path / "cpu.json").write_text("figures of before")
 
+    groups = importlib.import_module("groups")
+    row = {"group": "numpy", "implementation": "limit", "to": {}}
+
     def bench(arguments: list[str]) -> int:
-        Path(arguments[arguments.index("--json") + 1]).write_text("rows")
+        part = {"date": "today", "groups": {"numpy": {"version": "2"}}, "rows": [row]}
+        Path(arguments[arguments.index("--json") + 1]).write_text(json.dumps(part))
         return 130
 
-    monkeypatch.setattr(__main__, "main", bench)
+    monkeypatch.setattr(groups, "xaffine_command", bench)
     assert "cpu.unfinished" in interrupted(monkeypatch, capfd, script)
-    assert (tmp_path / "cpu.unfinished").read_text() == "rows"
+    assert json.loads((tmp_path / "cpu.unfinished").read_text())["rows"] == [row]
     assert (tmp_path / "cpu.json").read_text() == "figures of before"
+    assert {file.name for file in tmp_path.iterdir()} == {"measure.py", "cpu.json", "cpu.unfinished"}
 
-    monkeypatch.setattr(__main__, "main", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(groups, "xaffine_command", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
     assert interrupted(monkeypatch, capfd, script).startswith("interrupted")
 
 
@@ -70,7 +77,7 @@ def test_conformance(monkeypatch: pytest.MonkeyPatch, capfd: Any, tmp_path: Path
 
     def check(arguments: list[str]) -> int:
         calls.append(arguments)
-        if arguments[1].endswith("peers:Classic"):
+        if arguments[1].endswith("peers.py:Classic"):
             print("could not run", file=sys.stderr)
             return 2
         return 130

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
+from xaffine import __version__
 from xaffine.__main__ import main
-from xaffine.command import bench, check, doctor
+from xaffine._command import bench, check, doctor
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -40,7 +41,8 @@ BLOCKS = [
 ]
 
 
-def script(path: str) -> Any:
+def script(path: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str((DOCS / path).parent))  # as when Python runs it
     spec = importlib.util.spec_from_file_location(Path(path).stem, DOCS / path)
     assert spec is not None
     assert spec.loader is not None
@@ -49,11 +51,16 @@ def script(path: str) -> Any:
     return module
 
 
-@pytest.mark.parametrize(("path", "data"), [("benchmarks/measure.py", "cpu"), ("conformance/run.py", "conformance")])
-def test_committed_page_is_that_of_the_committed_figures(path: str, data: str) -> None:
+@pytest.mark.parametrize(
+    ("path", "files"),
+    [("benchmarks/measure.py", ["cpu.json", "overhead.json"]), ("conformance/run.py", ["conformance.json"])],
+)
+def test_committed_page_is_that_of_the_committed_figures(
+    path: str, files: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = (DOCS / path).parent
-    found = json.loads((folder / f"{data}.json").read_text(encoding="utf-8"))
-    assert (folder / "README.md").read_text(encoding="utf-8") == script(path).write_page(found)
+    found = [json.loads((folder / name).read_text(encoding="utf-8")) for name in files]
+    assert (folder / "README.md").read_text(encoding="utf-8") == script(path, monkeypatch).write_page(*found)
 
 
 def test_committed_figures_do_not_say_where_a_machine_keeps_things() -> None:
@@ -133,24 +140,33 @@ def test_every_session_that_is_not_in_the_default_set_is_named_to_contributors()
         assert f"nox -s {name}" in TEXTS["CONTRIBUTING.md"], name
 
 
-def test_architecture_names_every_room() -> None:
-    table = TEXTS["docs/contributing/architecture.md"].partition("| room |")[2].partition("\n\n")[0]
+def test_architecture_names_every_module() -> None:
+    table = TEXTS["docs/contributing/architecture.md"].partition("| module |")[2].partition("\n\n")[0]
     named = {
         name for first in re.findall(r"^\| (`[^|]*) \|", table, re.MULTILINE) for name in re.findall(r"`(\w+)`", first)
     }
-    rooms = {
+    modules = {
         path.stem for path in (ROOT / "xaffine").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
     }
-    assert named == rooms - {"__init__", "__main__"}
+    assert named == modules - {"__init__", "__main__"}
+
+
+def test_table_of_what_can_be_answered_otherwise_has_what_libraries_do() -> None:
+    answers: set[str] = set()
+    for path in (ROOT / "xaffine" / "backends").glob("[a-z]*.py"):
+        text = path.read_text(encoding="utf-8")
+        for body in re.findall(r"^class \w+\(Backend\):\n(.*?)^(?=\S)", text, re.MULTILINE | re.DOTALL):
+            answers |= set(re.findall(r"^    (?:def )?([a-z]\w*)(?: = |\()", body, re.MULTILINE))
+    table = TEXTS["docs/guides/new-backend.md"].partition("| question |")[2].partition("\n\n")[0]
+    rows = re.findall(r"^\| (`[^|]*) \|", table, re.MULTILINE)
+    assert {name for row in rows for name in re.findall(r"\w+", row)} == answers - {"name", "namespace", "xp"}
 
 
 def test_changelog_has_the_version_on_top() -> None:
     versions = re.findall(r"^## (.*)$", TEXTS["CHANGELOG.md"], re.MULTILINE)
     assert versions[0] == "Unreleased"
     assert all(re.fullmatch(r"\d+\.\d+\.\d+ \(\d{4}-\d\d-\d\d\)", version) for version in versions[1:])
-    own = re.search(r'^version = "(.*)"$', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
-    assert own
-    assert all(version.startswith(f"{own[1]} ") for version in versions[1:2])
+    assert all(version.startswith(f"{__version__} ") for version in versions[1:2])
 
 
 def test_the_landing_page_is_the_beginning_of_the_readme() -> None:

@@ -13,6 +13,8 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from sphinx.util.inventory import InventoryFile
 
+from xaffine.backends import Backend
+
 PUBLIC = (
     "xaffine", "xaffine.backends", "xaffine.curvature", "xaffine.initializers", "xaffine.per_sample", "xaffine.testing",
     "xaffine.testing.bounds", "xaffine.testing.cases", "xaffine.testing.checks", "xaffine.testing.strategies",
@@ -117,6 +119,13 @@ def test_reference_has_every_public_name(site: Path, module: str) -> None:
     documented = {id(pydoc.locate(name)) for name in names}
     public = importlib.import_module(module)
     assert [name for name in public.__all__ if id(getattr(public, name)) not in documented] == []
+
+
+def test_reference_has_everything_that_is_asked_of_a_library(site: Path) -> None:
+    inventory = InventoryFile.loads((site / "objects.inv").read_bytes(), uri="")
+    names = {name for kind, items in inventory.data.items() if kind.startswith("py:") for name in items}
+    public = [name for name in dir(Backend) if not name.startswith("_")]
+    assert [name for name in public if f"xaffine.backends.Backend.{name}" not in names] == []
 
 
 def test_page_of_the_command_shows_every_subcommand(site: Path) -> None:

@@ -25,15 +25,15 @@ def test_results_stay_on_the_device(backend: Any, name: str) -> None:
 
 def test_layer_is_made_on_the_device(tmp_path: Path) -> None:
     first, second = xp.Device("device1"), xp.Device("device2")
-    layer = AffineLayer.random(3, 4, xp="array-api-strict", device=first)
+    layer = AffineLayer.random(3, 4, backend="array-api-strict", device=first)
     layer.save(tmp_path / "own")
     save_file({"weight": np.ones((4, 3), "float32"), "bias": np.ones(4, "float32")}, tmp_path / "linear")
-    elsewhere = AffineLayer.load(tmp_path / "own", xp="array-api-strict", device=second)
-    linear = AffineLayer.load_linear(tmp_path / "linear", xp="array-api-strict", device=second)
+    elsewhere = AffineLayer.load(tmp_path / "own", backend="array-api-strict", device=second)
+    linear = AffineLayer.load_linear(tmp_path / "linear", backend="array-api-strict", device=second)
     for made, device in ((layer, first), (elsewhere, second), (linear, second)):
         assert made.W.device == made.b.device == device
     with pytest.raises(ValueError, match="not in 'float64'"):
-        AffineLayer.random(3, 4, xp="array-api-strict", device=xp.Device("no_float64"), dtype="float64")
+        AffineLayer.random(3, 4, backend="array-api-strict", device=xp.Device("no_float64"), dtype="float64")
 
 
 def test_arrays_on_two_devices_are_refused() -> None:
@@ -79,7 +79,7 @@ def test_out_is_filled_and_apart_from_the_operands() -> None:
 
 @pytest.mark.parametrize("source", ["array-api-strict", "numpy"])
 def test_layers_move_between_devices(source: str) -> None:
-    layer = AffineLayer.random(3, 2, xp=source, seed=0)
+    layer = AffineLayer.random(3, 2, backend=source, seed=0)
     moved = layer.to("array-api-strict", device="array_api_strict.Device('device1')")
     assert moved.W.device == moved.b.device == xp.Device("device1")
     back = moved.to("array-api-strict", device="array_api_strict.Device('CPU_DEVICE')")

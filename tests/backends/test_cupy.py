@@ -11,6 +11,7 @@ import itertools
 import sys
 import types
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,9 +25,10 @@ import xaffine
 from tests.conftest import STAND_IN, cupy_is_stand_in
 from tests.helpers import case_on
 from xaffine import AffineLayer, affine, affine_backward, affine_jvp, affine_vjp, backends, curvature, per_sample
+from xaffine._command import clock
 from xaffine.backends import Backend
-from xaffine.kernels import cupy as kernel
-from xaffine.kernels import standard
+from xaffine.backends import cupy as module
+from xaffine.backends.cupy import BACKEND
 from xaffine.testing import checks, make_case
 from xaffine.testing.cases import worst_error
 from xaffine.testing.strategies import cases
@@ -96,8 +98,8 @@ class TestProducts:
         handle = cupy.cuda.get_cublas_handle()
         cupy.cuda.cublas.setMathMode(handle, of_user)
         x, W, dy = (cupy.ones(shape, backend.dtype(dtype)) for shape in ((2, 3), (3, 4), (2, 4)))
-        kernel.forward(x, W, None)
-        kernel.backward(dy, x, W, ("x", "W"))
+        affine(x, W)
+        affine_backward(dy, x, W)
         assert math_modes == [mode | of_user] * 3
         assert cupy.cuda.cublas.getMathMode(handle) == of_user
 
@@ -112,7 +114,7 @@ class TestProducts:
         cupy.cuda.cublas.setMathMode(handle, 3)
         x = cupy.ones((2, 3), "float16")
         with pytest.raises(ValueError, match="Axis dimension mismatch"):
-            kernel._product(x, x, x)
+            BACKEND.product(x, x)
         assert math_modes == [19]
         assert cupy.cuda.cublas.getMathMode(handle) == 3
 
@@ -120,16 +122,29 @@ class TestProducts:
     def test_of_single_halves_are_not_left_to_cupy(self) -> None:
         x, W = cupy.asarray([[257, -257, 1]], "float16"), cupy.asarray([[257], [257], [1]], "float16")
         assert np.isnan(x.dot(W).get())  # CuPy rounds each product to float16, where 257² is infinite
-        assert kernel.forward(x, W, None).tolist() == [[1]]
-        assert kernel.backward(x, x[:, :1], W.T, ("x",))[0].tolist() == [[1]]
-        assert kernel.backward(x.T, W, W[:1], ("W",))[1].tolist() == [[1]]
+        assert affine(x, W).tolist() == [[1]]
+        assert affine_backward(x, x[:, :1], W.T, wrt="x").dx.tolist() == [[1]]
+        assert affine_backward(x.T, W, W[:1], wrt="W").dW.tolist() == [[1]]
 
     @pytest.mark.usefixtures("backend")
-    @pytest.mark.parametrize(("shape", "dtype"), [((1, 1), "float32"), ((2, 3), "int32")])
-    def test_leave_buffers_to_the_caller_where_cupy_needs_more_memory(self, shape: Any, dtype: str) -> None:
-        x, out = cupy.ones(shape, dtype), cupy.zeros((shape[0], 1), dtype)
-        assert kernel.forward(x, cupy.ones((shape[1], 1), dtype), None, out) is not out
-        assert not out.any()
+    @pytest.mark.parametrize(
+        ("shape", "dtype", "of", "fills"),
+        [
+            ((2, 3), "float32", "float32", True), ((2, 3), "float16", "float16", True),
+            ((6,), "float32", "float32", True),
+            ((2, 3), "float32", "float64", False), ((1, 1), "float32", "float32", False),
+            ((2, 3), "int32", "int32", False), ((2, 3), "uint8", "uint8", False),
+        ],
+    )  # fmt: skip
+    def test_fill_buffers_where_cupy_needs_no_more_memory(self, shape: Any, dtype: str, of: str, fills: bool) -> None:
+        out = cupy.zeros(shape, dtype)
+        assert (BACKEND.buffer(out, None, np.dtype(of)) is not None) is fills
+        if len(shape) == 2:
+            assert BACKEND.buffer(out[:, ::-1], None, np.dtype(of)) is None
+            x, W = cupy.ones((shape[0], 2), of), cupy.ones((2, shape[1]), of)
+            if dtype == of:
+                assert affine(x, W, out=out) is out
+                assert out.tolist() == [[2] * shape[1]] * shape[0]
 
     @pytest.mark.usefixtures("backend")
     def test_copy_once_what_cublas_cannot_read(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,12 +152,12 @@ class TestProducts:
         monkeypatch.setattr(cupy.ndarray, "copy", lambda array, *args: copies.append(array) or copy(array, *args))
         dy = cupy.broadcast_to(cupy.ones((), "f"), (3, 4))
         x, W = cupy.ones((3, 2), "f"), cupy.ones((2, 4), "f")
-        dx, dW, db = kernel.backward(dy, x, W, ("x", "W", "b"))
+        dx, dW, db = affine_backward(dy, x, W, W[0])
         assert len(copies) == 1
         assert (dx.tolist(), dW.tolist(), db.tolist()) == ([[4, 4]] * 3, [[3] * 4] * 2, [3] * 4)
-        kernel.forward(x[:, ::-1], W[::-1], None)
+        affine(x[:, ::-1], W[::-1])
         assert len(copies) == 3
-        kernel.backward(dx, x[:, ::-1], x[:2].T, ("x",))  # x is not read, and what is transposed need not be copied
+        affine_backward(dx, x[:, ::-1], x[:2].T, wrt="x")  # x is not read, and what is transposed need not be copied
         assert len(copies) == 3
 
     def test_memory_that_runs_out_leaves_buffers_alone(self, backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,26 +166,29 @@ class TestProducts:
         buffers = cupy.zeros((2, 3), "float32"), cupy.zeros((40_000, 3), "float32"), cupy.zeros(4, "float32")
         monkeypatch.setattr(cupy, "empty", fail)
         with pytest.raises(AssertionError, match="called"):
-            kernel.backward(dy, x, W, ("x", "W"), (buffers[0], None, None))
+            affine_backward(dy, x, W, out=(buffers[0], None, None))
         with pytest.raises(AssertionError, match="called"):  # memory for partial sums
-            kernel.backward(long, long[:, :3], W, ("x", "b"), (buffers[1], None, buffers[2]))
+            affine_backward(
+                long, long[:, :3], W, buffers[2], wrt="xb", out=(buffers[1], None, cupy.zeros_like(buffers[2]))
+            )
         assert not any(backend.to_numpy(buffer).any() for buffer in buffers)
 
 
 class TestCompiledKernels:
     """The bias is added, and rows are added up, by kernels that are compiled from C++."""
 
-    @pytest.mark.parametrize(("large", "long"), [(0, 0), (kernel._LARGE, kernel._LONG)])
-    def test_agree_with_the_standard_kernel(
+    @pytest.mark.parametrize(("large", "long"), [(0, 0), (module._LARGE, module._LONG)])
+    def test_agree_with_the_primitives_of_the_standard(
         self, backend: Backend, monkeypatch: pytest.MonkeyPatch, large: int, long: int
     ) -> None:
-        monkeypatch.setattr(kernel, "_LARGE", large)
-        monkeypatch.setattr(kernel, "_LONG", long)
-        monkeypatch.setattr(kernel, "_EACH", 1)
+        monkeypatch.setattr(module, "_LARGE", large)
+        monkeypatch.setattr(module, "_LONG", long)
+        monkeypatch.setattr(module, "_EACH", 1)
 
         @given(cases(backend.dtypes(), mixed=False, supports={"no-bias", "empty"}, batch_axes=False))
         def agree(case: Any) -> None:
-            checks.kernels_agree(kernel, standard, case, backend)
+            pairs = ((each.product, each.sum_rows) for each in (backend, Backend(backend.namespace)))
+            checks.primitives_agree(*pairs, case, backend)
 
         agree()
 
@@ -192,32 +210,34 @@ class TestCompiledKernels:
             (513, 1001),
         ):
             columns = cupy.arange(m, dtype="float32") % 5 - 2
-            wide = cupy.ones((N + 1, m), "float32")
-            wide[: N // 2], wide[-1] = -1, columns  # sums that are small, of integers that are
-            y, b = wide.astype(backend.dtype(dtype)), columns.astype(backend.dtype(dtype))
+            # Small sums of small integers: y = a c, whose rows are all -1, then all 1, and the last the columns.
+            wide_a, wide_c = cupy.zeros((N + 1, 2), "float32"), cupy.ones((2, m), "float32")
+            wide_a[:N, 0], wide_a[: N // 2, 0], wide_a[N, 1], wide_c[1] = 1, -1, 1, columns
+            wide = wide_a.dot(wide_c)
+            a, c, y, b = (each.astype(backend.dtype(dtype)) for each in (wide_a, wide_c, wide, columns))
             for first, (threads, each) in itertools.product((0, 1), ((1 << 18, 64), (1 << 18, 1), (5, 1))):
                 if N * m > 50_000 and threads == 5:
                     continue
-                monkeypatch.setattr(kernel, "_THREADS", threads)
-                monkeypatch.setattr(kernel, "_EACH", each)
+                monkeypatch.setattr(module, "_THREADS", threads)
+                monkeypatch.setattr(module, "_EACH", each)
                 dy = y[first : N + first]  # from 1 on, where no pack begins
-                db = kernel.backward(dy, dy[:, :1], dy[:1], ("b",))[2]
+                db = backend.sum_rows(dy)
                 expected = wide[first : N + first].sum(axis=0)
                 assert bool((db.astype(exact) == expected).all()), (N, m, first, threads, each)
-                across = kernel.backward(dy.T.copy().T, dy[:, :1], dy[:1], ("b",))[2]
+                across = backend.sum_rows(dy.T.copy().T)
                 assert bool((across == db).all()), (N, m, first, threads, each)
-                out = y.copy()[first:]
-                kernel._add_bias(out, b)
+                out = cupy.zeros_like(y)[first:]
+                assert backend.product(a[first:], c, b, out) is out
                 assert bool((out.astype(exact) == wide[first:] + columns).all()), (N, m, first, threads, each)
 
     @pytest.mark.usefixtures("backend")
     def test_round_sums_of_rows_less_than_one_sum(self) -> None:
         N = 20_000_000
-        in_a_thread = -(-N // kernel._THREADS), kernel._THREADS // kernel._BLOCK  # additions, in either stage
-        roundings = sum(in_a_thread) + kernel._BLOCK.bit_length()
+        in_a_thread = -(-N // module._THREADS), module._THREADS // module._BLOCK  # additions, in either stage
+        roundings = sum(in_a_thread) + module._BLOCK.bit_length()
         for value, units in ((1.0, 0), (0.1, roundings)):  # one sum is off by 11330
             db = cupy.empty(2, "float32")
-            kernel._sum_of_rows(cupy.full((N, 2), value, "float32"), db)
+            BACKEND.sum_rows(cupy.full((N, 2), value, "float32"), db)
             exact = float(np.float32(value)) * N
             assert abs(float(db[0]) - exact) <= units * 2.0**-24 * exact
 
@@ -226,18 +246,18 @@ class TestCompiledKernels:
         memory = cupy.zeros(1 + 40_000 * 3, "float32")
         x, W, b = cupy.ones((40_000, 1), "float32"), cupy.ones((1, 3), "float32"), cupy.ones(3, "float32")
         y = memory[1:].reshape(40_000, 3)
-        summed, add_rows_up = [], kernel._add_rows_up
-        monkeypatch.setattr(kernel, "_add_to_rows", fail)
+        summed, add_rows_up = [], module._add_rows_up
+        monkeypatch.setattr(module, "_add_to_rows", fail)
 
         def noting(dy: Any, parts: Any, **size: int) -> Any:
             summed.append(dy)
             return add_rows_up(dy, parts, **size)
 
-        monkeypatch.setattr(kernel, "_add_rows_up", noting)
-        assert kernel.forward(x, W, b, y) is y
+        monkeypatch.setattr(module, "_add_rows_up", noting)
+        assert BACKEND.product(x, W, b, y) is y
         assert bool((y == 2).all())
-        assert kernel.backward(y, x, W, ("b",))[2].tolist() == [80_000] * 3
-        assert [kernel._is_aligned(dy) for dy in summed] == [True] * len(summed)
+        assert BACKEND.sum_rows(y).tolist() == [80_000] * 3
+        assert [module._is_aligned(dy) for dy in summed] == [True] * len(summed)
         assert summed
 
     @pytest.mark.usefixtures("backend")
@@ -245,21 +265,21 @@ class TestCompiledKernels:
     @pytest.mark.parametrize("dtype", ["float16", "float32"])
     def test_are_not_needed_for_empty_arrays(self, N: int, n: int, m: int, dtype: str) -> None:
         x, W, b, dy = (cupy.ones(shape, dtype) for shape in ((N, n), (n, m), m, (N, m)))
-        assert kernel.forward(x, W, b).shape == (N, m)
-        assert kernel.backward(dy, x, W, ("b",))[2].tolist() == [0] * m
+        assert BACKEND.product(x, W, b).shape == (N, m)
+        assert BACKEND.sum_rows(dy).tolist() == [0] * m
 
     @pytest.mark.parametrize("dtype", ["float16", "float64", "complex128"])
     def test_read_packs_at_multiples_of_their_bytes(self, dtype: str) -> None:
         for at in range(33):
             pointer = SimpleNamespace(ptr=0x7F00_0000_0000 + at)
             array = SimpleNamespace(data=pointer, dtype=np.dtype(dtype))
-            assert kernel._is_aligned(array) == (at % max(8, np.dtype(dtype).itemsize) == 0)
+            assert module._is_aligned(array) == (at % max(8, np.dtype(dtype).itemsize) == 0)
 
 
-def test_the_device_of_the_operands_is_entered(devices: list[Any]) -> None:
+def test_the_device_of_the_operands_is_entered(backend: Backend, devices: list[Any]) -> None:
     with devices[1]:
         x = cupy.ones(2)
-    with backends.on_device_of(x):
+    with backend.on_device_of(x):
         assert cupy.ones(2).device == devices[1]
     assert cupy.ones(2).device == devices[0]
 
@@ -275,12 +295,15 @@ def test_memory_is_known_by_its_addresses_alone() -> None:
             xp.broadcast_to(memory[7:8], (3, 2)), xp.broadcast_to(memory[47:], (3, 1)),
         ]  # fmt: skip
 
-    pairs = list(zip(some(np.zeros(48, "float32")), some(cupy.zeros(48, "float32")), strict=True))
-    for i, (host, array) in enumerate(pairs):
-        own = backends.overlap(*2 * [backends.memory_of(array)], same=True)
-        assert own == backends.overlap(host, host, same=True), i
-        for k, (other_host, other) in enumerate(pairs):
-            assert backends.share_memory(array, other) == np.shares_memory(host, other_host), (i, k)
+    pairs = list(zip(some(np.arange(48)), some(cupy.zeros(48, "float32")), strict=True))
+    for i, (elements, array) in enumerate(pairs):
+        assert BACKEND.overlaps_itself(array) == (len(set(elements.flat)) < elements.size), i
+        for k, (others, other) in enumerate(pairs):
+            shared = bool(set(elements.flat) & set(others.flat))
+            assert BACKEND.share_memory(array, other) == shared, (i, k)
+            assert not (BACKEND.can_fill([array], [other]) and shared), (i, k)
+    first, second = (array for _, array in pairs[3:5])
+    assert BACKEND.can_fill([first], [second])
 
 
 def calls(backend: Backend) -> dict[str, Callable[[], Any]]:
@@ -358,9 +381,9 @@ def test_no_function_waits_for_the_device_or_goes_through_the_host(
 def test_layers_are_made_and_loaded_on_their_device(
     backend: Backend, devices: list[Any], tmp_path: Path, dtype: str
 ) -> None:
-    first, second = (AffineLayer.random(3, 2, xp="cupy", device=device, dtype=dtype, seed=0) for device in devices)
+    first, second = (AffineLayer.random(3, 2, backend="cupy", device=device, dtype=dtype, seed=0) for device in devices)
     second.save(tmp_path / "layer.safetensors")
-    for layer in (second, AffineLayer.load(tmp_path / "layer.safetensors", xp="cupy", device=devices[1])):
+    for layer in (second, AffineLayer.load(tmp_path / "layer.safetensors", backend="cupy", device=devices[1])):
         assert [layer.W.device, layer.b.device] == [devices[1]] * 2
         assert layer.W.dtype == layer.b.dtype == backend.dtype(dtype)
         assert (backend.to_numpy(layer.W) == backend.to_numpy(first.W)).all()
@@ -417,7 +440,7 @@ def test_hessian_of_the_user_is_called_on_the_device_of_the_operands(backend: Ba
 )
 def test_bfloat16_is_offered_where_cublas_has_it(capability: str, has: bool) -> None:
     device = SimpleNamespace(compute_capability=capability)
-    assert ("bfloat16" in backends.get("cupy")._not_on(device)) is not has
+    assert ("bfloat16" in BACKEND.missing_on(device)) is not has
 
 
 def test_own_device_is_asked_for_bfloat16(backend: Backend) -> None:
@@ -509,14 +532,28 @@ def test_memory_that_runs_out_changes_nothing() -> None:
         pool.set_limit(size=0)
 
 
-def test_operands_of_a_device_that_is_not_the_current_one(backend: Any, devices: list[Any]) -> None:
+@pytest.mark.parametrize("layout", ["C", "Fortran", "reversed", "strided"])
+def test_operands_of_a_device_that_is_not_the_current_one(backend: Any, devices: list[Any], layout: str) -> None:
     case = make_case((3, 2, 3), 4, seed=0)
-    dy, x, W, b = case_on(case, backend, devices[1])
+    dy, x, W, b = (replace(o, layout=layout).on(backend, devices[1]) for o in (case.dy, case.x, case.W, case.b))
     layer = AffineLayer(W, b)
     results = {"y": layer.forward(x), "dx": layer.backward(dy), "dW": layer.dW, "db": layer.db}
     for name, result in results.items():
         assert result.device == devices[1]
         assert worst_error(backend.to_numpy(result), case.exact()[name])[0] == 0, name
+
+
+def test_checks_copy_nothing(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They run on the current device, whichever that of the operands is."""
+    x, W, dy = cupy.ones((4, 6), "f")[:, ::2], cupy.ones((6, 4), "f")[::2], cupy.ones((4, 8), "f")[:, ::2]
+    monkeypatch.setattr(backend, "plans", {})
+    monkeypatch.setattr(type(backend), "run", lambda *_: (None, None))
+    for way in ("copy", "astype"):
+        monkeypatch.setattr(cupy.ndarray, way, fail)
+    _, vjp = affine_vjp(x, W)
+    vjp(dy)
+    affine_jvp((x, W), (x, W))
+    assert backend.plans
 
 
 class LeavesItsDevice(AffineLayer):
@@ -550,7 +587,7 @@ def test_dtypes_are_those_of_the_device_that_weights_are_on(
 ) -> None:
     if not cupy_is_stand_in():
         pytest.skip("the GPUs of a machine are as they are")
-    old, new = (AffineLayer.random(3, 2, xp="cupy", device=device, seed=0) for device in devices)
+    old, new = (AffineLayer.random(3, 2, backend="cupy", device=device, seed=0) for device in devices)
     halves = [layer.to("cupy", dtype="bfloat16") for layer in (old, new)]
     monkeypatch.setattr(cupy.cuda.Device, "compute_capability", property(lambda self: "90" if self.id else "70"))
     assert new.to("cupy", dtype="bfloat16").W.dtype == halves[0].W.dtype
@@ -661,3 +698,27 @@ class TestTheStandIn:
                 assert named == list(of_cupy)[: len(named)] or set(parameters) >= {"args", "kwargs"}, name
                 compared.append(name)
         assert len(compared) > 20
+
+
+@pytest.mark.usefixtures("backend")
+def test_events_time_a_device_whose_caches_can_be_emptied(backend: Any, device: Any) -> None:
+    device = backend.devices[-1] if device is None else device
+    with cupy.cuda.Device():  # which is the current one again afterwards
+        stopwatch = clock.clock_of(backend, device)
+        assert stopwatch.name == "device events"
+        assert cupy.cuda.Device() == device
+        x = cupy.ones((64, 64), "float32")
+        assert 0 <= stopwatch.time(lambda count: [x.dot(x) for _ in range(count)], 2) < 10
+        assert 0 <= stopwatch.time_cold(lambda _: [x.dot(x)]) < 10
+
+
+def test_tf32_is_allowed_and_forbidden(backend: Any) -> None:
+    linalg = sys.modules["cupy._core._routines_linalg"]
+    before = linalg.get_compute_type(cupy.float32)
+    try:
+        backend.use_tf32()
+        assert linalg.get_compute_type(cupy.float32) == linalg.COMPUTE_TYPE_TF32
+        backend.use_full_precision()
+        assert linalg.get_compute_type(cupy.float32) == linalg.COMPUTE_TYPE_DEFAULT
+    finally:
+        linalg.set_compute_type(cupy.float32, before)

@@ -15,6 +15,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from xaffine import affine, affine_backward, affine_jvp, affine_vjp
+from xaffine.backends import dask as module
+from xaffine.backends.dask import BACKEND
 from xaffine.curvature import affine_double_backward, kronecker_factors
 from xaffine.per_sample import clipped_gradients, per_sample_gradient_norms, per_sample_gradients
 from xaffine.testing import make_case
@@ -128,6 +130,25 @@ def test_what_is_not_wanted_is_not_read() -> None:
     assert [array.tolist() for array in dask.compute(dW, db)] == [[[6] * 4] * 3, [6] * 4]
 
 
+@pytest.mark.parametrize("chunks", [1, 2, -1])
+@pytest.mark.parametrize(
+    ("shape", "n_batch_axes"),
+    [((0, 3, 4), 2), ((3, 0, 4), 2), ((0, 0, 4), 2), ((2, 0, 3, 4), 0), ((0, 3, 2, 2), -1), ((0, 3, 2, 2), 2)],
+)
+def test_empty_tensors_in_chunks(shape: tuple[int, ...], n_batch_axes: int, chunks: int) -> None:
+    """Dask's own reshape fails on most of them."""
+    n, batch = math.prod(shape[n_batch_axes:]), shape[:n_batch_axes]
+    x, W, b = (da.ones(extents, chunks=chunks) for extents in (shape, (n, 5), (5,)))
+    dy = da.ones((*batch, 5), chunks=chunks)
+    y, vjp = affine_vjp(x, W, b, n_batch_axes=n_batch_axes)
+    results = [y, *vjp(dy), affine_jvp((x, W, b), (x, W, b), n_batch_axes=n_batch_axes)[1]]
+    results.append(per_sample_gradients(dy, x, W, b, n_batch_axes=n_batch_axes).dW)
+    results.append(clipped_gradients(dy, x, W, b, max_norm=1.0, n_batch_axes=n_batch_axes).dW)
+    shapes = [dy.shape, x.shape, W.shape, b.shape, dy.shape, (*shape[: min(1, len(batch))], *W.shape), W.shape]
+    assert [result.compute().shape for result in results] == shapes
+    assert per_sample_gradient_norms(dy, x, W, b, n_batch_axes=n_batch_axes).compute().shape == batch[:1]
+
+
 @pytest.mark.parametrize(("N", "n", "m"), [(0, 3, 4), (2, 0, 4), (2, 3, 0)])
 def test_empty_buffers_are_filled(N: int, n: int, m: int) -> None:
     x, W, b, dy = (da.ones(shape) for shape in ((N, n), (n, m), (m,), (N, m)))
@@ -141,7 +162,7 @@ def test_empty_buffers_are_filled(N: int, n: int, m: int) -> None:
 
 def test_buffers_of_unknown_extents_are_refused() -> None:
     x = da.ones((6, 3))[da.ones(6) > 0]
-    with pytest.raises(ValueError, match=r"out cannot be filled by Dask before all extents .*compute_chunk_sizes"):
+    with pytest.raises(ValueError, match=r"out cannot be filled before all extents .*compute_chunk_sizes"):
         affine(x, da.ones((3, 4)), out=da.zeros((6, 4)))
 
 
@@ -257,3 +278,61 @@ def test_features_may_be_unknown() -> None:
     few = dy[:, da.from_array(np.asarray([True, False]), chunks=-1)]
     assert per_sample_gradient_norms(few, x, W).compute().tolist() == [math.sqrt(3)] * 4
     assert clipped_gradients(few, x, W, max_norm=9.0).dW.compute().tolist() == [[4.0]] * 3
+
+
+@pytest.mark.parametrize(("dtype", "within"), [("float16", "float32"), ("int8", "int8")])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_sum_is_that_of_the_blocks(monkeypatch: pytest.MonkeyPatch, axis: int, dtype: str, within: str) -> None:
+    blocks = []
+
+    def record(block: Any, axis: int, dtype: Any) -> Any:
+        if block.size:  # else Dask asks for the dtype
+            blocks.append(block.shape)
+        return sum_of_block(block, axis, dtype)
+
+    sum_of_block = module._sum_of_block
+    monkeypatch.setattr(module, "_sum_of_block", record)
+    array = np.arange(40, dtype=dtype).reshape(5, 4, 2)
+    total = BACKEND.sum(da.from_array(array, chunks=((2, 3), (4,), (1, 1))), axis, np.dtype(within))
+    assert total.dtype == within
+    assert np.array_equal(total.compute(scheduler="synchronous"), array.astype(within).sum(axis, dtype=within))
+    assert sorted(blocks) == [(2, 4, 1)] * 2 + [(3, 4, 1)] * 2
+
+
+@pytest.mark.parametrize("unit", [1, 1j])
+def test_squared_lengths_need_no_extents(unit: complex) -> None:
+    array = da.from_array(np.arange(12.0).reshape(2, 3, 2) * unit, chunks=(1, 3, 2))
+    known = array[array[:, 0, 0].real + array[:, 0, 0].imag >= 0]
+    assert math.isnan(known.shape[0])
+    squares = BACKEND.squared_lengths(known).compute(scheduler="synchronous")
+    assert squares.tolist() == [[1, 13, 41], [85, 145, 221]]
+    assert squares.dtype == float
+
+
+@pytest.mark.parametrize("wrt", ["W", "b", "Wb", "x", "xW", "xb", "xWb"])
+def test_dW_and_db_share_a_tree(monkeypatch: pytest.MonkeyPatch, wrt: str) -> None:
+    trees = []
+
+    def record(dy: Any, x: Any, *, with_sum: bool) -> Any:
+        trees.append((x is not None, with_sum))
+        return total(dy, x, with_sum=with_sum)
+
+    total = module._total
+    monkeypatch.setattr(module, "_total", record)
+    case = make_case((6, 3), 4, seed=0)
+    dy, x = (chunked(each.values, (2, -1)) for each in (case.dy, case.x))
+    gradients = affine_backward(dy, x, chunked(case.W.values, -1), chunked(case.b.values, -1), wrt=wrt)
+    assert trees == [("W" in wrt, "b" in wrt)] * bool({"W", "b"} & set(wrt))
+    for name, gradient in gradients._asdict().items():
+        assert (gradient is not None) is (name[1] in wrt)
+        if gradient is not None:
+            assert worst_error(gradient.compute(scheduler="synchronous"), case.exact()[name])[0] == 0
+
+
+def test_double_backward_names_rows_that_cannot_be_matched() -> None:
+    x, dy, W = da.ones((6, 3), chunks=(2, 3)), da.ones((6, 4), chunks=(3, 4)), da.ones((3, 4))
+    rows, rows_of_dy = da.ones(6, chunks=2) > 0, da.ones(6, chunks=3) > 0
+    with pytest.raises(ValueError, match=r"x has 3 blocks along the batch and dy 2, .*compute_chunk_sizes"):
+        affine_double_backward((x[rows], None, None), dy[rows_of_dy], x[rows], W)
+    by_x = affine_double_backward((None, W, None), dy, x, W).x
+    assert by_x.chunks[0] == x.chunks[0]

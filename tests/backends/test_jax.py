@@ -8,6 +8,7 @@ import pickle
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -18,12 +19,16 @@ from hypothesis import given
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from tests import fuzz
-from tests.helpers import case_on
+from tests.helpers import case_on, peers
 from xaffine import AffineLayer, affine, affine_backward, affine_jvp, affine_vjp, functional, per_sample
-from xaffine.command import clock
+from xaffine._checks import check, check_cotangent
+from xaffine._command import clock
+from xaffine.backends import jax as module
+from xaffine.backends.jax import BACKEND
+from xaffine.backends.standard import LARGER_THAN_CACHES
 from xaffine.curvature import affine_double_backward, kronecker_factors
 from xaffine.per_sample import clipped_gradients, per_sample_gradient_norms, per_sample_gradients
-from xaffine.testing import bounds, make_case, peers
+from xaffine.testing import bounds, make_case
 from xaffine.testing.cases import worst_error
 from xaffine.testing.strategies import cases
 
@@ -136,15 +141,151 @@ print(affine(first(2, 3), jnp.ones((3, 4))).device == jax.devices()[0])
 def test_what_is_compiled_is_what_one_writes_by_hand(backend: Any) -> None:
     dy, x, W, b = case_on(make_case((5, 6), 4, seed=5), backend)
     affine_vjp(x, W, b)[1](dy)
-    ours = functional._COMPILED[type(x)]
-    assert ours is not None
-    forward, backward = peers._jax_functions()
+    plan = check(x, W, b, None)
+    plan_with_dy = check_cotangent(plan, dy, x, W, b)
+    forward, backward = peers.jax_functions()
 
-    def program(lowered: Any) -> str:
-        return re.sub(r"@jit_\w+| \{jax.result_info = [^}]*\}", "", lowered.as_text())
+    def program(lowered: Any) -> list[str]:
+        """The operations, in any order."""
+        return sorted(re.sub(r"@jit_\w+| \{jax.result_info = [^}]*\}|%\w+", "", lowered.as_text()).splitlines())
 
-    assert program(ours.forward.lower(x, W, b, None)) == program(forward.lower(x, W, b))
-    assert program(ours.backward.lower(dy, x, W, b, None, ("x", "W", "b"))) == program(backward.lower(dy, x, W))
+    ours = plan.derived[functional.forward], plan_with_dy.derived[functional.backward]
+    assert program(ours[0].lower(x, W, b, None)) == program(forward.lower(x, W, b))
+    assert program(ours[1].lower(dy, x, W, b, None)) == program(backward.lower(dy, x, W))
+
+
+def test_each_step_is_compiled_once_for_a_signature(backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    traced = []
+
+    def record(step: Any, plan: Any, *arrays: Any) -> Any:
+        traced.append(step.__name__)
+        return _traced(step, plan, *arrays)
+
+    _traced = module._traced
+    monkeypatch.setattr(module, "_traced", record)
+    monkeypatch.setattr(backend, "plans", {})
+    dy, x, W, b = case_on(make_case((5, 3), 4, seed=0), backend)
+    for _ in range(2):
+        affine_vjp(x, W, b)[1](dy)
+        affine_backward(dy, x, W, b, wrt="W")
+        affine_backward(dy, x, W, b, wrt="W", n_batch_axes=1)
+        affine_jvp((x, W, b), (x, None, b))
+        kronecker_factors(dy, x, W, b)
+        per_sample_gradients(dy, x, W, b)
+        per_sample_gradient_norms(dy, x, W, b)
+        clipped_gradients(dy, x, W, b, max_norm=1.0)
+        affine_double_backward((x, None, None), dy, x, W, b)
+    steps = ["forward", "backward", "backward", "backward", "jvp", "second_moments", "gradients_of_each"]
+    assert traced == [*steps, "norms_of_each", "clipped_sums", "double_backward"]
+    affine(x[:4], W, b)
+    affine(x.astype("float64"), W, b)
+    assert traced[10:] == ["forward"] * 2
+
+
+@pytest.mark.parametrize("which", range(4))
+def test_what_the_user_traces_the_user_compiles(backend: Any, monkeypatch: pytest.MonkeyPatch, which: int) -> None:
+    compiled = []
+    monkeypatch.setattr(backend, "plans", {})
+    operands = case_on(make_case((5, 3), 4, seed=0), backend)
+    expected = affine_backward(*operands)
+    plans = dict(backend.plans)
+
+    def backward(traced: Any) -> Any:
+        return affine_backward(*(traced if i == which else operand for i, operand in enumerate(operands)))
+
+    jitted = jax.jit(backward)
+    jit = jax.jit
+    monkeypatch.setattr(jax, "jit", lambda *some: [compiled.append(some), jit(*some)][1])
+    gradients = jitted(operands[which])
+    assert all(map(jnp.array_equal, gradients, expected))
+    assert compiled == []
+    assert backend.plans == plans  # which hold no tracer
+
+
+class TestSplits:
+    """How results are split over a mesh, each axis of an operand over an axis of its own."""
+
+    @pytest.fixture(params=[(0, True), (0, False), (1, True), (1, False), (2, True), (2, False)], ids=str)
+    def operands(self, request: pytest.FixtureRequest) -> tuple[int, list[Any]]:
+        k, bias = request.param
+        shapes = {"dy": (*(2, 1)[:k], 3), "x": (2, 1, 4) if k else (4,), "W": (4, 3), "b": (3,)}
+        split = {name: [f"{name}{axis}" for axis in range(len(shape))] for name, shape in shapes.items()}
+        axes = [axis for some in split.values() for axis in some]
+        mesh = jax.make_mesh(
+            (1,) * len(axes), tuple(axes), axis_types=(AxisType.Explicit,) * len(axes), devices=jax.devices()[:1]
+        )
+        arrays = [on_mesh(mesh, jnp.ones(shape, "float32"), *split[name]) for name, shape in shapes.items()]
+        return k, arrays if bias else [*arrays[:3], None]
+
+    def splits(self, results: Any) -> Any:
+        some = results if isinstance(results, tuple) else (results,)
+        return [None if array is None else tuple(jax.typeof(array).sharding.spec) for array in some]
+
+    def test_are_those_of_the_operands(self, operands: Any) -> None:
+        k, (dy, x, W, b) = operands
+        of_x = tuple(f"x{axis}" for axis in range(x.ndim))
+        of_W, of_b, batch, samples = ("W0", "W1"), None if b is None else ("b0",), of_x[:k], of_x[: min(1, k)]
+        of_dy = tuple(f"dy{axis}" for axis in range(dy.ndim))
+        y, axes = (*batch, "W1"), {"n_batch_axes": k}
+        all_ = dy, x, W, b
+        for got, expected in (
+            (affine(x, W, b, **axes), [y]),
+            (affine_backward(*all_, **axes), [of_x, of_W, of_b]),
+            (affine_backward(*all_, wrt="W", **axes), [None, of_W, None]),
+            (affine_jvp((x, W, b), (x, None, b), **axes), [y, y]),
+            (affine_double_backward((x, W, b), *all_, **axes), [of_dy, of_x, of_W]),
+            (affine_double_backward((None, W, None), *all_, **axes), [of_dy, of_x, None]),
+            (kronecker_factors(*all_, **axes), [(None, None), (None, None)]),
+            (per_sample_gradients(*all_, **axes), [(*samples, *of_W), of_b and (*samples, *of_b)]),
+            (per_sample_gradient_norms(*all_, **axes), [samples]),
+            (clipped_gradients(*all_, max_norm=2.0, **axes), [None, of_W, of_b]),
+        ):
+            assert self.splits(got) == expected
+
+
+class TestProducts:
+    """XLA on a CPU computes a product of few columns as a running sum, and one with zeros beside them as usual."""
+
+    @pytest.mark.parametrize("stack", [(), (2,)])
+    @pytest.mark.parametrize(
+        ("N", "n", "m", "widened"),
+        [(8, 3, 9, 0), (9, 3, 9, 2), (9, 9, 3, 2), (9, 4, 9, 0), (9, 9, 4, 0), (9, 1, 1, 2), (9, 0, 2, 2)],
+    )
+    def test_of_few_columns_are_widened(
+        self, monkeypatch: pytest.MonkeyPatch, N: int, n: int, m: int, widened: int, stack: Any
+    ) -> None:
+        widths = []
+
+        def record(matrix: Any, axis: int) -> Any:
+            wide = widen(matrix, axis)
+            widths.append(wide.shape[axis])
+            return wide
+
+        widen = module._widened
+        monkeypatch.setattr(module, "_widened", record)
+        monkeypatch.setattr(module, "_LONG", 8)
+        rng = np.random.default_rng(0)
+        a, c = (rng.integers(-4, 5, (*stack, *shape)).astype("f") for shape in ((n, N), (N, m)))
+        product = BACKEND.matmul(jnp.asarray(a), jnp.asarray(c))
+        assert (product.dtype, product.shape) == (np.float32, (*stack, n, m))
+        assert np.array_equal(product, a @ c)
+        assert widths == [max(4, n), max(4, m)][:widened]
+
+    def test_sum_is_one_sum(self) -> None:
+        program = jax.make_jaxpr(lambda array: BACKEND.sum(array, 0, array.dtype))(jnp.ones((1000, 2), "int8"))
+        assert [equation.primitive.name for equation in program.eqns] == ["reduce_sum"]
+        assert BACKEND.sum(jnp.ones((1000, 2), "int8"), 0, jnp.int8).tolist() == [1000 - 1024] * 2
+
+
+def test_device_binds_only_what_is_committed_to_one(backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = jax.devices()[0]
+    committed, traced = jax.device_put(jnp.ones(2), device), []
+    jax.jit(lambda array: traced.append(backend.device_of(array)))(committed)
+    assert backend.device_of(committed) == device
+    assert backend.device_of(jnp.ones(2)) is None
+    assert traced == [None]
+    monkeypatch.setattr(module, "ArrayImpl", SimpleNamespace)  # for an array that two devices share
+    assert backend.device_of(SimpleNamespace(committed=True, device=SimpleNamespace(device_set={1, 2}))) is None
 
 
 def test_two_devices_are_refused() -> None:
@@ -181,7 +322,7 @@ def test_without_x64_samples_are_clipped_in_range_and_never_too_little(T: int, n
     with jax.enable_x64(False):
         operands = jnp.asarray(dy)[None], jnp.asarray(x)[None], jnp.zeros((n, n))
         for max_norm in (exact / 3, exact / 100):
-            rows = np.asarray(per_sample._clipped(jnp, operands[1], operands[0], bias=False, max_norm=max_norm))[0]
+            rows = np.asarray(per_sample._clipped(BACKEND, operands[1], operands[0], bias=False, max_norm=max_norm))[0]
             assert np.linalg.norm(x.astype(float).T @ rows.astype(float)) <= (1 + delta) * max_norm
         ones = jnp.ones((1, 1))
         for pair in ((ones, 1e20 * ones), (1e-30 * ones, 1e35 * ones), (1e20 * ones, 1e20 * ones)):
@@ -224,7 +365,7 @@ def test_strict_promotion_is_named_as_the_cause() -> None:
     x, W = jnp.ones((4, 3), jnp.bfloat16), jnp.ones((3, 2))
     with jax.numpy_dtype_promotion("strict"):
         for call in (lambda: affine(x, W), lambda: affine_backward(jnp.ones((4, 2)), x, W.astype(x.dtype))):
-            with pytest.raises(TypeError, match=r"^jax\.numpy has no common dtype of the same kind.*strict.*Cast all"):
+            with pytest.raises(TypeError, match=r"^jax has no common dtype of the same kind.*strict.*Cast all"):
                 call()
         layer = AffineLayer(W)
         layer(x.astype(W.dtype))
@@ -241,11 +382,11 @@ def test_tf32_is_allowed_where_it_is_asked_for(backend: Any) -> None:
 
 
 def test_caches_are_emptied_by_writing_more_than_they_hold(backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clock, "is_gpu", lambda _: True)
+    monkeypatch.setattr(type(backend), "is_gpu", lambda *_: True)
     own = clock.clock_of(backend, backend.devices[0])
     assert own.name == "host"
     assert own.flush is not None
-    assert own.flush().nbytes == clock._LARGER_THAN_CACHES
+    assert own.flush().nbytes == LARGER_THAN_CACHES
 
 
 @pytest.mark.parametrize("dtype", ["float64", "complex128"])
@@ -353,3 +494,68 @@ def test_arrays_from_numpy_have_memory_of_their_own(backend: Any) -> None:
         array = backend.from_numpy(source)
         source[...] = 2
         assert float(array.max()) == 1
+
+
+@pytest.mark.usefixtures("backend")
+def test_steps_are_compiled_once_for_every_spelling(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, W, dy = jnp.ones((2, 3)), jnp.ones((3, 4)), jnp.ones((2, 4))
+    vjp = pickle.dumps(affine_vjp(x, W)[1])
+    compiled: list[Any] = []
+    compile_ = jax.jit
+    monkeypatch.setattr(BACKEND, "plans", {})
+    monkeypatch.setattr(jax, "jit", lambda *a, **o: [compiled.append(a), compile_(*a, **o)][1])
+    for _ in range(3):
+        affine(x, W, n_batch_axes=np.int64(1))
+        pickle.loads(vjp)(dy)  # noqa: S301 - our own
+    assert len(compiled) == 2
+
+
+@pytest.mark.usefixtures("backend")
+def test_strict_promotion_is_asked_of_shapes_that_were_seen_before() -> None:
+    x, W = jnp.ones((2, 3), "float16"), jnp.ones((3, 4), "float32")
+    assert affine(x, W).dtype == jnp.float32
+    with jax.numpy_dtype_promotion("strict"), pytest.raises(TypeError, match="no common dtype"):
+        affine(x, W)
+
+
+DEVICES_OF_KNOWN_SHAPES = """
+import jax, jax.numpy as jnp
+from xaffine import AffineLayer
+from xaffine.curvature import affine_double_backward, kronecker_factors
+from xaffine.per_sample import clipped_gradients, per_sample_gradient_norms, per_sample_gradients
+
+first, second = jax.devices()
+dy, x, W, b = (jax.device_put(jnp.ones(shape), first) for shape in ((2, 4), (2, 3), (3, 4), (4,)))
+calls = [
+    kronecker_factors, per_sample_gradients, per_sample_gradient_norms, lambda *a: clipped_gradients(*a, max_norm=1.0),
+    lambda *a: affine_double_backward((None, None, None), *a),
+]
+for call in calls:
+    call(dy, x, W, b)  # from now on these shapes are known
+    try:
+        call(dy, x, jax.device_put(W, second), b)
+    except ValueError as error:
+        assert "arrays on two devices" in str(error) and "W is float32" in str(error), error
+    else:
+        print("not refused:", call)
+
+layer = AffineLayer(W, b)
+layer(x)
+for accumulate in (False, True):
+    layer.backward(dy, accumulate=accumulate)
+before = layer.dW
+layer.db = jax.device_put(layer.db, second)
+try:
+    layer.backward(dy, accumulate=True)
+except ValueError as error:
+    assert "the db that is there is float32" in str(error), error
+assert layer.dW is before
+print("done")
+"""
+
+
+def test_devices_are_looked_at_where_shapes_are_known() -> None:
+    variables = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", DEVICES_OF_KNOWN_SHAPES]
+    child = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=120, check=False)
+    assert (child.stdout, child.returncode) == ("done\n", 0), child.stderr

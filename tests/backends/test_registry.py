@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
+import copy
 import importlib.util
+import pickle
 import subprocess
 import sys
-import types
-from typing import Any
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+from unittest import mock
 
+import array_api_strict
 import numpy as np
 import pytest
 
-from xaffine import affine, backends
+from tests.helpers import case_on
+from xaffine import affine, affine_vjp, backends
 from xaffine.backends import Backend
+from xaffine.testing import make_case
 
 
 def test_values_and_dtypes_survive_the_way_there_and_back(backend: Backend, device: Any) -> None:
@@ -22,7 +28,7 @@ def test_values_and_dtypes_survive_the_way_there_and_back(backend: Backend, devi
             continue  # NumPy has none to start from
         values = np.arange(6).reshape(2, 3).astype(dtype)
         there = backend.from_numpy(values, device=device)
-        assert backends.namespace_of(there) is backend.xp
+        assert backends.backend_of(there) is backend
         assert str(there.dtype).rpartition(".")[2] == dtype
         back = backend.to_numpy(there)
         assert back.dtype == values.dtype
@@ -49,6 +55,10 @@ def test_every_device_takes_arrays(backend: Backend) -> None:
         assert backend.to_numpy(array).tolist() == [1, 1]
 
 
+def test_names_are_those_that_a_type_checker_knows() -> None:
+    assert get_args(backends.Name) == backends.names()
+
+
 def test_version_and_repr(backend: Backend) -> None:
     assert backend.version[0].isdigit()
     assert repr(backend) == f"<xaffine backend {backend.name!r}>"
@@ -68,31 +78,19 @@ def test_numpy_takes_bfloat16_from_ml_dtypes(numpy_backend: Backend, monkeypatch
     assert "float16" in numpy_backend.dtypes()
 
 
-def test_bfloat16_is_of_the_kind_of_floats_and_other_strangers_of_none() -> None:
+def test_bfloat16_is_of_the_kind_of_floats_and_other_strangers_of_none(numpy_backend: Backend) -> None:
     ml_dtypes = pytest.importorskip("ml_dtypes")
     float8 = np.dtype(ml_dtypes.float8_e5m2)
     kinds = {
-        dtype.name: [kind for kind in ("integral", "real floating") if backends.is_of_kind(np, dtype, kind)]
-        for dtype in (np.dtype(ml_dtypes.bfloat16), float8)
+        dtype.name: numpy_backend.kind(dtype)
+        for dtype in (np.dtype(ml_dtypes.bfloat16), float8, np.dtype(bool), np.dtype("M8[s]"), np.dtype("uint8"))
     }
-    assert kinds == {"bfloat16": ["real floating"], float8.name: []}
+    assert kinds == {
+        "bfloat16": "real floating", float8.name: None, "bool": None, "datetime64[s]": None, "uint8": "integral",
+    }  # fmt: skip
     x = np.ones((2, 2), float8)
     with pytest.raises(TypeError, match=r"of one kind.*: x is float8_e5m2 \(2, 2\) \(numpy on cpu\)"):
         affine(x, x)
-
-
-def test_precision_of_cupy_is_set_where_its_products_look(monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[Any] = []
-    linalg = types.SimpleNamespace(
-        COMPUTE_TYPE_TF32=7, COMPUTE_TYPE_DEFAULT=1, set_compute_type=lambda *what: told.append(what)
-    )
-    cupy = types.SimpleNamespace(float32="float32")
-    for name, module in (("cupy", cupy), ("cupy._core._routines_linalg", linalg)):
-        monkeypatch.setitem(sys.modules, name, module)
-    backend = backends._REGISTRY["cupy"]
-    backend.use_tf32()
-    backend.use_full_precision()
-    assert told == [("float32", 7), ("float32", 1)]
 
 
 def test_unknown_name_lists_the_known_ones() -> None:
@@ -114,24 +112,22 @@ def test_absent_library_names_the_command_that_installs_it(
     assert name not in backends.installed()
 
 
-def stand_in(monkeypatch: pytest.MonkeyPatch, name: str, library: Any) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _: object())
-    for module in (name, f"array_api_compat.{name}"):
-        monkeypatch.setitem(sys.modules, module, library)
-
-
 def test_library_that_cannot_be_imported_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    stand_in(monkeypatch, "cupy", None)  # what makes `import cupy` raise
-    with pytest.raises(ImportError, match=r"cannot be imported \(.*cupy.*\); to renew it: pip install"):
-        backends.get("cupy")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: object())
+    monkeypatch.delitem(sys.modules, "xaffine.backends.sparse", raising=False)
+    monkeypatch.setitem(sys.modules, "sparse", None)  # what makes `import sparse` raise
+    with pytest.raises(ImportError, match=r"cannot be imported \(.*sparse.*\); to renew it: pip install sparse"):
+        backends.get("sparse")
 
 
-def test_cupy_without_a_gpu_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    runtime = types.SimpleNamespace(getDeviceCount=lambda: 0, CUDARuntimeError=RuntimeError)
-    cuda = types.SimpleNamespace(runtime=runtime)
-    stand_in(monkeypatch, "cupy", types.SimpleNamespace(cuda=cuda, __version__="14.2.0"))
-    with pytest.raises(RuntimeError, match=r"'cupy' is installed \(14\.2\.0\) and finds no CUDA device.*nvidia-smi"):
-        backends.get("cupy")
+def test_library_that_cannot_run_here_says_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch, numpy_backend: Backend
+) -> None:
+    monkeypatch.setattr(type(numpy_backend), "why_unusable", lambda _: "no CUDA device (no driver)")
+    version = np.__version__.replace(".", r"\.")
+    words = rf"'numpy' is installed \({version}\) and finds no CUDA device \(no driver\): it needs .*nvidia-smi"
+    with pytest.raises(RuntimeError, match=words):
+        backends.get("numpy")
 
 
 def test_importing_xaffine_imports_no_other_array_library() -> None:
@@ -139,41 +135,6 @@ def test_importing_xaffine_imports_no_other_array_library() -> None:
     code = f"import sys, xaffine; print([name for name in {others} if name in sys.modules])"
     child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert child.stdout.strip() == "[]"
-
-
-@pytest.mark.parametrize(("dtype", "expected"), [("torch.bfloat16", "float32"), ("torch.float64", "float64")])
-def test_bfloat16_of_torch_becomes_float32(dtype: str, expected: str) -> None:
-    class Tensor:
-        """A stand-in for torch's, so that no torch is needed."""
-
-        values = np.ones(2)
-
-        def __init__(self) -> None:
-            self.dtype = dtype
-            self.detach = self.cpu = self.resolve_conj = self.resolve_neg = lambda: self
-
-        def float(self) -> Any:
-            self.values = self.values.astype("float32")
-            return self
-
-        def numpy(self) -> np.ndarray:
-            return self.values
-
-    assert backends._torch_to_numpy(Tensor()).dtype == expected
-
-
-@pytest.mark.parametrize(
-    ("facts", "expected"),
-    [
-        ({"device": "gpu"}, "gpu"),
-        ({"device": None}, None),
-        ({"device": types.SimpleNamespace(device_set={1, 2})}, None),
-        ({"device": "gpu", "committed": True}, "gpu"),
-        ({"device": "gpu", "committed": False}, None),
-    ],
-)
-def test_device_binds_only_what_is_committed_to_one(facts: dict[str, Any], expected: Any) -> None:
-    assert backends.device_of(types.SimpleNamespace(**facts)) == expected
 
 
 def test_devices_are_found_by_their_text(backend: Backend) -> None:
@@ -185,12 +146,74 @@ def test_devices_are_found_by_their_text(backend: Backend) -> None:
 
 
 @pytest.mark.parametrize("text", ["<CUDA Device 0>", "cuda:0", "gpu:0"])
-def test_gpu_is_the_first_that_is_no_cpu(text: str) -> None:
-    backend = dataclasses.replace(backends.get("numpy"), _devices=lambda _: ["cpu", text, "cuda:1"])
-    assert backend.device("gpu") == text
+def test_gpu_is_the_first_that_is_no_cpu(monkeypatch: pytest.MonkeyPatch, numpy_backend: Backend, text: str) -> None:
+    monkeypatch.setattr(type(numpy_backend), "devices", ["cpu", text, "cuda:1"])
+    assert numpy_backend.device("gpu") == text
 
 
-def test_dtypes_that_a_device_lacks_are_named_for_other_devices_alone() -> None:
+def test_dtypes_that_a_device_lacks_are_named_for_other_devices_alone(
+    monkeypatch: pytest.MonkeyPatch, numpy_backend: Backend
+) -> None:
     lacking = {"cpu": ("bfloat16", "int8")}
-    backend = dataclasses.replace(backends.get("numpy"), _not_on=lambda device: lacking.get(device, ()))
-    assert set(backend.dtypes()) - set(backend.dtypes("cpu")) == {"bfloat16", "int8"}
+    monkeypatch.setattr(type(numpy_backend), "missing_on", lambda _, device: lacking.get(device, ()))
+    assert set(numpy_backend.dtypes()) - set(numpy_backend.dtypes("cpu")) == {"bfloat16", "int8"}
+
+
+def test_a_backend_is_one_object_also_after_a_pickle(backend: Backend, ones: Any) -> None:
+    again = pickle.loads(pickle.dumps(backend))  # noqa: S301 - our own
+    assert again is backend is backends.get(backend.name) is backends.backend_of(ones(2)) is copy.deepcopy(backend)
+
+
+@pytest.mark.parametrize(
+    "stranger",
+    [[1.0], 1.0, None, np.float32(1), np.ma.ones(2), np.bool_(1)],
+    ids=lambda stranger: type(stranger).__name__,
+)
+def test_what_is_no_array_has_no_backend(stranger: Any) -> None:
+    with pytest.raises(TypeError):
+        backends.backend_of(stranger)
+
+
+def test_subclasses_and_structures_of_numpy_have_its_backend(numpy_backend: Backend, tmp_path: Path) -> None:
+    mapped = np.memmap(tmp_path / "array", "f", "w+", shape=(2,))
+    for array in (mapped, np.ones(2).view(np.recarray), np.zeros(2, [("a", "f")]), np.ones(2)):
+        assert backends.backend_of(array) is numpy_backend
+
+
+class TestLibraryWithoutAFile:
+    """Its arrays are computed with by the standard alone; array-api-strict without its entry is such a library."""
+
+    @pytest.fixture
+    def stranger(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
+        files = {file: name for file, name in backends._FILES.items() if name != "array-api-strict"}
+        monkeypatch.setattr(backends, "_FILES", files)
+        monkeypatch.setattr(backends, "_OTHERS", {})
+        with mock.patch.dict(backends._BY_TYPE, clear=True):
+            yield backends.backend_of(array_api_strict.ones(2))
+
+    def test_has_a_backend_that_knows_the_standard(self, stranger: Backend) -> None:
+        assert type(stranger) is Backend
+        assert (stranger.name, stranger.library, stranger.install) == ("array_api_strict", "array_api_strict", "")
+        assert stranger.xp is array_api_strict
+        assert pickle.loads(pickle.dumps(stranger)) is stranger  # noqa: S301 - our own
+        with pytest.raises(ValueError, match="no backend is called 'array_api_strict'"):
+            backends.get("array_api_strict")
+
+    def test_is_computed_with_and_named(self, stranger: Backend) -> None:
+        case = make_case((3, 4), 2, seed=0)
+        dy, x, W, b = case_on(case, stranger)
+        y, vjp = affine_vjp(x, W, b)
+        results = {"y": y, **pickle.loads(pickle.dumps(vjp))(dy)._asdict()}  # noqa: S301 - our own
+        for name, result in results.items():
+            assert type(result) is type(x)
+            assert np.array_equal(np.asarray(result), case.exact()[name].value), name
+        with pytest.raises(
+            TypeError, match=r"two libraries: x is float32 \(3, 4\) \(array_api_strict on .*Bring W to array_"
+        ):
+            affine(x, case.W.values)
+
+    def test_its_arrays_can_be_moved(self, stranger: Backend) -> None:
+        x = stranger.from_numpy(np.ones((2, 3), "f"))
+        moved = backends.move(x, backends.get("numpy"), dtype="float64")
+        assert (type(moved), moved.dtype, moved.tolist()) == (np.ndarray, np.float64, [[1] * 3] * 2)
+        assert type(backends.move(moved, stranger)) is type(x)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,12 +19,17 @@ import torch.distributed as dist
 from hypothesis import given
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Partial, Replicate, Shard, distribute_tensor
+from torch.func import functionalize
+from torch.fx.experimental.proxy_tensor import make_fx
 
-from tests.helpers import assert_fills, case_on
+from tests.helpers import assert_fills, case_on, peers
 from xaffine import AffineLayer, affine, affine_backward, affine_jvp, affine_vjp
+from xaffine._command import clock
+from xaffine.backends import torch as module
+from xaffine.backends.torch import BACKEND
 from xaffine.curvature import affine_double_backward, gauss_newton_vector_product, kronecker_factors
 from xaffine.per_sample import clipped_gradients, per_sample_gradient_norms, per_sample_gradients
-from xaffine.testing import bounds, checks, make_case, peers
+from xaffine.testing import bounds, checks, make_case
 from xaffine.testing.cases import worst_error
 from xaffine.testing.strategies import cases
 
@@ -240,7 +246,7 @@ def test_buffers_are_not_filled_where_autograd_records() -> None:
 
 def test_buffers_are_not_filled_within_a_transform() -> None:
     y = torch.zeros(3)
-    with pytest.raises(TypeError, match="out cannot be filled: autograd or another transform of torch follows x"):
+    with pytest.raises(TypeError, match=r"out cannot be filled: autograd or another transform of torch follows x"):
         torch.vmap(lambda x: affine(x, torch.ones(2, 3), out=y))(torch.ones(4, 2))
 
 
@@ -622,3 +628,210 @@ def test_dtensors(backend: Any, mesh: Any) -> None:
         affine(x, whole[2], b)
     with pytest.raises(ValueError, match="out's dx overlaps"):
         affine_backward(dy, dy, distribute_tensor(torch.eye(4), mesh, [Replicate()]), wrt="x", out=(dy, None, None))
+
+
+class TestProductsOfManyTerms:
+    """MKL adds the terms of narrow products up one after the other; they are cut into blocks."""
+
+    @pytest.mark.parametrize("stack", [(), (2,), (2, 3)])
+    @pytest.mark.parametrize(("n", "m"), [(2, 3), (3, 2), (2, 2)])
+    @pytest.mark.parametrize("N", [3, 4, 9, 300])  # of blocks that are added up in more than one round
+    @pytest.mark.parametrize("in_blocks", [True, False])
+    def test_in_blocks(
+        self, monkeypatch: pytest.MonkeyPatch, N: int, n: int, m: int, stack: Any, in_blocks: bool
+    ) -> None:
+        parts = []
+
+        def record(self: Any, array: Any, axis: int, dtype: Any) -> Any:
+            parts.append(tuple(array.shape))
+            return add_up(self, array, axis, dtype)
+
+        add_up = module.Torch.sum
+        monkeypatch.setattr(module, "_TERMS", 4)
+        monkeypatch.setattr(module, "_adds_up_term_by_term", lambda *_: in_blocks)
+        monkeypatch.setattr(module.Torch, "sum", record)
+        rng = np.random.default_rng(0)
+        x, dy = (rng.integers(-4, 5, (*stack, N, columns)).astype("f") for columns in (n, m))
+        expected = np.einsum("...ij,...ik->...jk", x, dy)
+        results = [BACKEND.matmul(torch.from_numpy(x).mT, torch.from_numpy(dy))]
+        if not stack:
+            results.append(BACKEND.product(torch.from_numpy(x).T, torch.from_numpy(dy), torch.ones(m)) - 1)
+            results.append(BACKEND.product(torch.from_numpy(x).T, torch.from_numpy(dy), None, torch.zeros(n, m)))
+        for result in results:
+            assert result.dtype == torch.float32
+            assert np.array_equal(result, expected)
+        wide_second = (*stack, N // 4, *sorted((n, m)))
+        assert parts == ([wide_second] * len(results) if in_blocks else [])
+
+    @pytest.mark.parametrize(
+        ("n", "m", "terms", "changed", "expected"),
+        [
+            (2, 3, 16_385, {}, True),
+            (2, 3, 16_384, {}, False),
+            (64, 128, 16_385, {}, True),
+            (64, 129, 16_385, {}, False),
+            (15, 10_000, 16_385, {}, True),
+            (10_000, 15, 16_385, {}, True),
+            (16, 10_000, 16_385, {}, False),
+            (10_000, 16, 16_385, {}, False),
+            (1, 1, 16_385, {}, True),
+            (0, 3, 16_385, {}, False),
+            (2, 0, 16_385, {}, False),
+            (2, 3, 16_385, {"dtype": torch.int64}, False),
+            (2, 3, 16_385, {"dtype": torch.complex64}, True),
+            (2, 3, 16_385, {"dtype": torch.float16}, False),
+            (2, 3, 16_385, {"dtype": torch.bfloat16}, False),
+            (2, 3, 16_385, {"layout": torch.sparse_coo}, False),
+            (2, 3, 16_385, {"layout_of_c": torch.sparse_coo}, False),
+            (2, 3, 16_385, {"layout": torch.jagged, "layout_of_c": torch.jagged}, False),
+            (2, 3, 16_385, {"device": "cuda"}, False),
+            (2, 3, 16_385, {"device_mesh": None}, False),
+        ],
+        ids=str,
+    )
+    def test_running_sums_are_of_dense_narrow_long_floats_on_a_cpu(
+        self, n: int, m: int, terms: int, changed: dict[str, Any], expected: bool
+    ) -> None:
+        made = {
+            "dtype": torch.float32,
+            "layout": torch.strided,
+            "layout_of_c": torch.strided,
+            "device": "cpu",
+        } | changed
+        device = SimpleNamespace(type=made["device"])
+        a = SimpleNamespace(shape=(2, n, terms), dtype=made["dtype"], layout=made["layout"], device=device)
+        if "device_mesh" in made:
+            a.device_mesh = made["device_mesh"]
+        c = SimpleNamespace(shape=(2, terms, m), layout=made["layout_of_c"])
+        assert module._adds_up_term_by_term(a, c) is expected  # type: ignore[arg-type]
+
+    def test_sum_of_a_dtensor_is_one_sum(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(BACKEND.xp, "concat", None)  # which sums in stretches call
+        array = torch.ones((1000, 2), dtype=torch.int8)
+        array.device_mesh = None  # type: ignore[attr-defined]
+        total = BACKEND.sum(array, 0, torch.int8)
+        assert (total.dtype, total.tolist()) == (torch.int8, [1000 - 1024] * 2)
+
+
+@pytest.mark.parametrize(("dtype", "expected"), [(torch.bfloat16, "float32"), (torch.float64, "float64")])
+def test_bfloat16_becomes_float32(dtype: Any, expected: str) -> None:
+    for tensor in (torch.full((2,), 1.5, dtype=dtype), torch.full((2,), 1.5, dtype=dtype, requires_grad=True)):
+        array = BACKEND.to_numpy(tensor)
+        assert (array.dtype, array.tolist()) == (expected, [1.5, 1.5])
+
+
+@pytest.mark.parametrize("make", [torch.randn, lambda *shape: torch.nn.Parameter(torch.randn(*shape))])
+def test_plans_are_remembered_for_dense_tensors_alone(make: Any) -> None:
+    tensor = make(2, 3)
+    known = BACKEND.signature(tensor, None)
+    assert known == BACKEND.signature(torch.zeros(2, 3), None)
+    others = (
+        torch.zeros(3, 2), torch.zeros(2, 3, dtype=torch.float64), torch.zeros(2, 3, device="meta"),
+        torch.zeros(2, 3).to_sparse(),
+    )  # fmt: skip
+    signatures = [BACKEND.signature(other, None) for other in others]
+    assert known not in signatures
+    assert len({*signatures, known}) == 5
+    assert BACKEND.signature(torch.zeros(2, 3)) != known
+    assert BACKEND.signature(torch.nested.nested_tensor([torch.zeros(2)], layout=torch.jagged), None) is None
+
+
+class Queue:
+    """The queue of a GPU as torch shows it: an event takes the time at its place in the queue."""
+
+    def __init__(self) -> None:
+        self.now = 0.0  # milliseconds
+        self.calls: list[str] = []
+
+    def event(self, *, enable_timing: bool) -> Any:
+        assert enable_timing
+        made = SimpleNamespace(done=False)
+
+        def elapsed(end: Any) -> float:
+            assert end.done
+            return float(end.at - made.at)
+
+        made.record = lambda: setattr(made, "at", self.now)
+        made.synchronize = lambda: setattr(made, "done", True)
+        made.elapsed_time = elapsed
+        return made
+
+    def run(self, count: int) -> tuple[str]:
+        self.calls += ["call"] * count
+        self.now += 3.0 * count
+        return ("result",)
+
+
+def test_events_time_what_is_queued_and_nobody_waits(backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    queue = Queue()
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: queue.calls.append(str(device)))
+    monkeypatch.setattr(torch.cuda, "Event", queue.event)
+    monkeypatch.setattr(type(backend), "_flusher", lambda *_: lambda: queue.calls.append("flush"))
+    monkeypatch.setattr(type(backend), "wait", lambda *_: pytest.fail("waited"))
+    stopwatch = clock.clock_of(backend, torch.device("cuda", 1))
+    assert (stopwatch.name, queue.calls) == ("device events", ["cuda:1"])
+    assert stopwatch.time(queue.run, 4) == pytest.approx(3e-3, rel=1e-12)
+    assert stopwatch.time_cold(queue.run) == pytest.approx(3e-3, rel=1e-12)
+    assert queue.calls[1:] == ["call"] * 4 + ["flush", "call"]
+
+
+def test_host_times_what_runs_on_the_cpu(backend: Any) -> None:
+    assert clock.clock_of(backend, torch.device("cpu")).name == "host"
+
+
+@pytest.mark.usefixtures("backend")
+def test_buffers_are_looked_at_in_every_call() -> None:
+    x, W, y = torch.ones(2, 3), torch.ones(3, 4), torch.zeros(2, 4)
+    for _ in range(2):
+        assert affine(x, W, out=y) is y
+    W.requires_grad_()
+    with pytest.raises(TypeError, match=r"out cannot be filled: autograd .* follows W"):
+        affine(x, W, out=y)
+    meta = [tensor.detach().to("meta") for tensor in (x, W, y)]
+    for _ in range(2):
+        assert affine(*meta[:2], out=meta[2]) is meta[2]
+
+
+def test_no_plan_is_remembered_of_symbols(backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.ones(2, 3)
+    assert backend.signature(x) is not None
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert backend.signature(x) is None
+
+
+def test_wait_is_for_the_gpu_of_a_tensor(backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[Any] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    backend.wait(torch.ones(2, device="cpu"))
+    backend.wait(SimpleNamespace(is_cuda=True, device="cuda:1"))
+    assert waited == ["cuda:1"]
+
+
+@pytest.mark.filterwarnings("ignore:Sparse .* support is in beta")
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr, torch.sparse_csc])
+@pytest.mark.parametrize("N", [4, 200])
+def test_sparse_layouts_are_multiplied(layout: Any, N: int) -> None:
+    dense, W, b, dy = torch.ones(N, 5), torch.ones(5, 2), torch.ones(2), torch.ones(N, 2)
+    x = dense.to_sparse(layout=layout)
+    assert torch.equal(affine(x, W), affine(dense, W))
+    assert torch.equal(affine(x, W, b), affine(dense, W, b))
+    assert torch.equal(affine_backward(dy, x, W, wrt="W").dW, affine_backward(dy, dense, W).dW)
+    sparse_W = W.to_sparse(layout=layout)
+    assert torch.equal(affine_backward(dy, dense, sparse_W, wrt="x").dx, affine_backward(dy, dense, W).dx)
+    second = affine_double_backward((dense, None, None), dy, x, W)
+    assert torch.equal(second.W, torch.full((5, 2), float(N)))
+
+
+@pytest.mark.filterwarnings(
+    "ignore::torch.jit.TracerWarning", "ignore:.torch.jit.trace. is deprecated:DeprecationWarning"
+)
+def test_extents_that_are_symbols_or_tensors_have_no_signature(backend: Any) -> None:
+    def function(x: Any, W: Any) -> Any:
+        return affine(x, W)
+
+    traced = make_fx(functionalize(function), tracing_mode="symbolic")(torch.ones(2, 3), torch.ones(3, 4))
+    assert torch.equal(traced(torch.ones(5, 3), torch.ones(3, 4)), torch.full((5, 4), 3.0))
+    before = len(backend.plans)
+    torch.jit.trace(function, (torch.ones(7, 3), torch.ones(3, 4)), check_trace=False)
+    assert len(backend.plans) == before

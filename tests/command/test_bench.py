@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import json
 import os
@@ -16,13 +15,15 @@ from typing import Any
 
 import pytest
 
+from tests.helpers import PEERS, peers
 from xaffine import __main__, backends
-from xaffine.command import bench
-from xaffine.command.files import replace_text
+from xaffine._command import bench
+from xaffine._command.files import replace_text
+from xaffine.backends import Backend
 
 
-def test_rows_compare_every_implementation_with_the_limit_and_each_other() -> None:
-    rows = bench.compare("numpy", (5, 3, 4), "float64", rounds=3)
+def test_rows_compare_every_implementation_with_the_limit_and_each_other(numpy_backend: Backend) -> None:
+    rows = bench.compare(numpy_backend, (5, 3, 4), "float64", rounds=3, beside={"classic class": peers.Classic})
     names = ["limit", "xaffine", "classic class", "xaffine, out="]
     assert [(r["implementation"], r["what"]) for r in rows] == [
         (name, what) for name in names for what in ("forward", "backward", "both")
@@ -34,25 +35,32 @@ def test_rows_compare_every_implementation_with_the_limit_and_each_other() -> No
         assert (row["dtype"], row["shape"]) == ("float64", [5, 3, 4])
 
 
-def test_command_writes_table_data_and_plot(capfd: Any, tmp_path: Path) -> None:
+def test_command_writes_table_data_and_plot(capfd: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "400")  # or rich folds the name of the target
     data, plot = tmp_path / "bench.json", tmp_path / "bench.svg"
-    arguments = ["--groups", "numpy", "--shapes", "2,3,4", "6x5x4", "--rounds", "1", "--dtype", "float32", "float64"]
+    target = f"{PEERS}:Classic"
+    arguments = ["--beside", target, "--shapes", "2,3,4", "6x5x4", "--rounds", "1", "--dtype", "float32", "float64"]
     assert __main__.main(["bench", *arguments, "--json", str(data), "--plot", str(plot)]) == 0
     printed = capfd.readouterr()
     assert printed.err == ""
     assert "both/limit" in printed.out
+    assert target in printed.out
     found = json.loads(data.read_text())
     assert {tuple(r["shape"]) for r in found["rows"]} == {(2, 3, 4), (6, 5, 4)}
     assert {r["dtype"] for r in found["rows"]} == {"float32", "float64"}
+    assert {r["implementation"] for r in found["rows"]} == {"limit", "xaffine", target, "xaffine, out="}
+    assert list(found["groups"]) == ["numpy"]  # the only one by default, since the target takes arrays of one library
     assert found["groups"]["numpy"]["version"] == backends.get("numpy").version
     assert found["rounds"] == 1
     drawing = plot.read_text()
     assert drawing.count("<svg") == 1
-    assert "classic class" in drawing or "<use" in drawing  # text as text, or as paths
+    assert "Classic" in drawing or "<use" in drawing  # text as text, or as paths
 
 
-def test_run_that_is_cut_off_keeps_its_rows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    shapes = [bench.compare("numpy", (2, 3, m), "float32", rounds=1) for m in (4, 5)]
+def test_run_that_is_cut_off_keeps_its_rows(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, numpy_backend: Backend
+) -> None:
+    shapes = [bench.compare(numpy_backend, (2, 3, m), "float32", rounds=1) for m in (4, 5)]
     data = tmp_path / "bench.json"
 
     def events(*_: Any) -> Iterator[dict[str, Any]]:
@@ -62,16 +70,16 @@ def test_run_that_is_cut_off_keeps_its_rows(monkeypatch: pytest.MonkeyPatch, tmp
             assert json.loads(data.read_text())["rows"] == [row for rows in shapes[: count + 1] for row in rows]
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(bench, "events_of_child", events)
-    assert __main__.main(["bench", "--groups", "numpy", "--shapes", "2,3,4", "--json", str(data)]) == 130
+    monkeypatch.setattr(bench, "run_worker", events)
+    assert __main__.main(["bench", "--backend", "numpy", "--shapes", "2,3,4", "--json", str(data)]) == 130
     assert json.loads(data.read_text())["rows"] == shapes[0] + shapes[1]
     assert [file.name for file in tmp_path.iterdir()] == ["bench.json"]
 
 
-def test_panel_without_figures_stays_empty(tmp_path: Path) -> None:
-    from xaffine.command import plot  # matplotlib is in the session of NumPy alone
+def test_panel_without_figures_stays_empty(tmp_path: Path, numpy_backend: Backend) -> None:
+    from xaffine._command import plot  # matplotlib is in the session of NumPy alone
 
-    rows = bench.compare("numpy", (2, 3, 4), "float32", rounds=1)
+    rows = bench.compare(numpy_backend, (2, 3, 4), "float32", rounds=1)
     others = [{**row, "group": "thinc", "dtype": "float64"} for row in rows]
     found = {"system": "here", "cores": 1, "date": "today", "rows": rows + others}
     plot.draw_ratios(found, tmp_path / "bench.svg")
@@ -79,37 +87,66 @@ def test_panel_without_figures_stays_empty(tmp_path: Path) -> None:
     assert drawing.count('<g id="axes_') == drawing.count('<g id="legend_') == 2
 
 
-def test_thinc_runs_in_float32_alone(capfd: Any, tmp_path: Path) -> None:
+BROKEN = """
+class Broken:
+    def __init__(self, W, b):
+        self.dW = W
+
+    def forward(self, x):
+        return x
+
+    def backward(self, dy):
+        raise ArithmeticError("no backward yet")
+"""
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("nowhere:Layer", "no module named 'nowhere' can be imported from "),
+        ("nowhere.py:Layer", "there is no file 'nowhere.py', seen from "),
+        ("layer.py:Missing", "layer.py has no 'Missing'; what it has that can be called: Broken"),
+        ("layer.py:Broken", "layer.py:Broken raised ArithmeticError: no backward yet\n  "),
+        ("layer", "TARGET is package.module:factory or file.py:factory"),
+    ],
+)
+def test_implementation_that_cannot_be_timed_is_named(
+    capfd: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str, message: str
+) -> None:
+    (tmp_path / "layer.py").write_text(BROKEN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
     data = tmp_path / "bench.json"
-    arguments = ["--groups", "thinc", "--shapes", "2,3,4", "--rounds", "1", "--dtype", "float32", "float64"]
-    assert __main__.main(["bench", *arguments, "--json", str(data)]) == 0
-    found = json.loads(data.read_text())
-    assert {r["dtype"] for r in found["rows"]} == {"float32"}
-    assert found["groups"]["thinc"]["version"] == importlib.metadata.version("thinc")
-    assert "thinc Linear" in capfd.readouterr().out
+    arguments = ["--beside", target, "--shapes", "2,3,4", "--rounds", "1", "--json", str(data)]
+    assert __main__.main(["bench", *arguments]) == 2
+    printed = capfd.readouterr()
+    assert printed.err.startswith("xaffine bench could not time numpy: ")
+    assert message in printed.err
+    assert "Traceback" not in printed.err
+    assert json.loads(data.read_text())["rows"] == []
 
 
 def test_group_that_cannot_be_timed_is_named(capfd: Any) -> None:
-    arguments = ["--groups", "numpy", "--shapes", "2,3,4", "--rounds", "1", "--device", "gpu"]
+    arguments = ["--backend", "numpy", "--shapes", "2,3,4", "--rounds", "1", "--device", "gpu"]
     assert __main__.main(["bench", *arguments]) == 2
     told = capfd.readouterr().err
     assert "xaffine bench could not time numpy: the process ended with exit code 1" in told
     assert "numpy has no device gpu; it has cpu" in told
 
 
-# Tells on standard output of each event that the command took in.
-TELLING = """
+# Prints each event that the command received.
+REPORTING = """
 import sys
 from xaffine import __main__
-from xaffine.command import bench
+from xaffine._command import bench
 
-def telling(*arguments, events_of_child=bench.events_of_child):
-    for event in events_of_child(*arguments):
+def reporting(*arguments, run_worker=bench.run_worker):
+    for event in run_worker(*arguments):
         kind = event["event"]
         yield event
         print("took in", kind, flush=True)
 
-bench.events_of_child = telling
+bench.run_worker = reporting
 sys.exit(__main__.main(sys.argv[1:]))
 """
 
@@ -117,9 +154,9 @@ sys.exit(__main__.main(sys.argv[1:]))
 @pytest.mark.parametrize("whom", ["process", "group"])
 def test_interrupt_leaves_the_rows_that_were_measured(tmp_path: Path, whom: str) -> None:
     data = tmp_path / "bench.json"
-    arguments = ["bench", "--groups", "numpy", "--shapes", "2,3,4", "1500,1500,1500", "--rounds", "9"]
+    arguments = ["bench", "--backend", "numpy", "--shapes", "2,3,4", "1500,1500,1500", "--rounds", "9"]
     with subprocess.Popen(
-        [sys.executable, "-c", TELLING, *arguments, "--json", str(data)],
+        [sys.executable, "-c", REPORTING, *arguments, "--json", str(data)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     ) as parent:  # fmt: skip
         try:
@@ -169,30 +206,30 @@ def test_file_of_figures_keeps_its_mode_and_links_and_may_have_any_name(tmp_path
     assert {entry.name for entry in tmp_path.iterdir()} == {file.name, "link"}
 
 
-def test_groups_are_those_that_are_here(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_backends_are_those_that_are_here(monkeypatch: pytest.MonkeyPatch) -> None:
     def get(name: str) -> None:
         if name == "torch":
             raise ImportError(name)
         if name == "cupy":
             raise RuntimeError("no CUDA device")
 
-    monkeypatch.setattr(backends, "get", get)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "thinc" else name)
-    assert [group for group in bench._GROUPS if bench._is_here(group)] == ["numpy", "jax"]
-    monkeypatch.setattr(backends, "get", lambda _: None)
-
     def events(_: str, arguments: dict[str, Any], __: float) -> Iterator[dict[str, Any]]:
-        timed.append(arguments["group"])
+        timed.append((arguments["backend"], arguments["beside"]))
         yield from ()
 
-    monkeypatch.setattr(bench, "events_of_child", events)
-    timed: list[str] = []
+    monkeypatch.setattr(backends, "get", get)
+    monkeypatch.setattr(bench, "run_worker", events)
+    timed: list[Any] = []
     assert __main__.main(["bench"]) == 0
-    assert timed == ["numpy", "torch", "jax", "cupy"]  # torch.compile is timed where it is asked for
+    assert timed == [("numpy", []), ("jax", [])]
+    timed.clear()
+    assert __main__.main(["bench", "--beside", "a:b", "c.py:d"]) == 0
+    assert __main__.main(["bench", "--beside", "a:b", "--backend", "jax", "torch"]) == 0
+    assert timed == [("numpy", ["a:b", "c.py:d"]), ("jax", ["a:b"]), ("torch", ["a:b"])]
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--shapes", "1,2"], ["--shapes", "0,1,1"], ["--rounds", "0"], ["--groups", "x"]]
+    "arguments", [["--shapes", "1,2"], ["--shapes", "0,1,1"], ["--rounds", "0"], ["--backend", "x"]]
 )
 def test_wrong_options_exit_with_2(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as exit_:

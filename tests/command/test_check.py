@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from xaffine import __main__
-from xaffine.command import check, children
-from xaffine.command.children import ChildError
+from xaffine._command import check, worker
+from xaffine._command.worker import WorkerError
 from xaffine.testing import PROPERTIES
 
 # Implementations in a module of their own, as users have them.
@@ -131,8 +131,8 @@ class WritesResults(Right):
 
 class TellsAgain(Right):
     def __init__(self, W, b):
-        from xaffine.command.children import telling
-        with telling():
+        from xaffine._command.worker import emitter
+        with emitter():
             os._exit(0)
 
 class WritesGarbage(Right):
@@ -218,6 +218,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "crashes.py").write_text("import os\nos.abort()\n")
     (tmp_path / "leaves.py").write_text("import os\nos._exit(0)\n")
     (tmp_path / "needs.py").write_text("import a_library_that_is_not_there\n")
+    (tmp_path / "other").mkdir()
+    for name in ("json.py", "sys.py"):
+        (tmp_path / "other" / name).write_text(LAYERS)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -239,20 +242,20 @@ def test_right_implementation(capfd: Any) -> None:
 
 @pytest.fixture(scope="module")
 def square(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What the process tells that checks Square, which takes seconds to find the smallest cases where it is wrong."""
+    """What the worker emits that checks Square, which takes seconds to find the smallest cases where it is wrong."""
     folder = tmp_path_factory.mktemp("square")
     (folder / "layers.py").write_text(LAYERS)
     arguments = {"target": "layers:Deeper.Layer", "dtype": ["float32", "float64"], "seed": 0, "examples": 100}
     arguments |= {"backend": "numpy", "device": None, "large": False, "tf32": False, "supports": None, "time_limit": 60}
     environment = {"PYTHONPATH": os.pathsep.join([str(folder), *sys.path])}
-    return list(check.events_of_child("xaffine.command.check", arguments, 60, environment))
+    return list(check.run_worker("xaffine._command.check", arguments, 60, environment))
 
 
 @pytest.fixture
 def checked_square(square: list[dict[str, Any]], capfd: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Run the command with what the process told of Square."""
     events = (dict(event) for event in square)
-    monkeypatch.setattr(check, "events_of_child", lambda *_: events)
+    monkeypatch.setattr(check, "run_worker", lambda *_: events)
     return lambda *options: checked(
         capfd, "layers:Deeper.Layer", "--dtype", "float32", "float64", *options, examples=100
     )
@@ -332,7 +335,7 @@ def test_exit_is_reported_with_its_case(capfd: Any) -> None:
 def test_what_comes_after_the_last_property_does_not_count(
     capfd: Any, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr(children, "_FAREWELL", 0.2)
+    monkeypatch.setattr(worker, "_EXIT_SECONDS", 0.2)
     code, out, err = checked(capfd, f"layers:{name}", examples=3)
     assert (code, err) == (0, "")
     assert out.count("holds") == len(PROPERTIES)
@@ -424,14 +427,14 @@ def test_fewer_cases_than_asked_for_are_not_finished(capfd: Any, monkeypatch: py
             result = {"holds": True, "finished": True, "worst_error": 0.0, "tier": "exact"}
             yield {"event": "result", "property": label, "examples": examples, **result}
 
-    monkeypatch.setattr(check, "events_of_child", events)
+    monkeypatch.setattr(check, "run_worker", events)
     code, out, _ = checked(capfd, "layers:Right", examples=10)
     assert code == 3
     assert "\nnot finished: 1 of 2 properties have a verdict; " in out
 
 
-def test_child_that_tells_nothing_could_not_run(capfd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(check, "events_of_child", lambda *_: (event for event in ()))
+def test_worker_that_emits_nothing_could_not_run(capfd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check, "run_worker", lambda *_: (event for event in ()))
     code, out, err = checked(capfd, "layers:Right")
     assert (code, out) == (2, "")
     assert err == "xaffine check could not run: its process ended before anything was checked\n"
@@ -441,9 +444,9 @@ def test_end_between_two_cases_says_why(capfd: Any, monkeypatch: pytest.MonkeyPa
     def events(*_: Any) -> Any:
         facts = {"backend": "numpy", "version": "2", "device": "cpu", "dtypes": ["float32"], "seed": 0, "gaps": []}
         yield {"event": "plan", **facts, "parts": [PROPERTIES[0].name]}
-        raise ChildError("the process was ended by SIGKILL")
+        raise WorkerError("the process was ended by SIGKILL")
 
-    monkeypatch.setattr(check, "events_of_child", events)
+    monkeypatch.setattr(check, "run_worker", events)
     code, out, _ = checked(capfd, "layers:Right")
     assert code == 3
     assert "\nnot finished: 0 of 1 properties have a verdict; the process was ended by SIGKILL\n" in out
@@ -458,7 +461,7 @@ def test_wrong_is_said_before_not_finished(capfd: Any, monkeypatch: pytest.Monke
             result = {"holds": False, "finished": finished, "worst_error": 0.0, "tier": "exact", "reason": "so"}
             yield {"event": "result", "property": label, "examples": 1, "sentence": "", "code": "", **result}
 
-    monkeypatch.setattr(check, "events_of_child", events)
+    monkeypatch.setattr(check, "run_worker", events)
     code, out, _ = checked(capfd, "layers:Right")
     assert code == 1
     first, second, third = (prop.name for prop in PROPERTIES[:3])
@@ -527,7 +530,10 @@ def test_output_that_nobody_reads_is_one_line() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["layers"], "TARGET is package.module:factory, for example layers:AffineLayer; it came as 'layers'"),
+        (
+            ["layers"],
+            "TARGET is package.module:factory or file.py:factory, for example layers:AffineLayer; got 'layers'",
+        ),
         (["layers:"], "TARGET is package.module:factory"),
         ([":Right"], "TARGET is package.module:factory"),
         (["nowhere:Right"], "no module named 'nowhere' can be imported from "),
@@ -546,6 +552,15 @@ def test_output_that_nobody_reads_is_one_line() -> None:
         (["layers:Right", "--supports", "float64"], "nothing is left to check; not tested: "),
         (["leaves:Right"], "the process ended with exit code 0"),
         (["layers:not_callable.real.nonsense"], "layers has no 'not_callable.real.nonsense'"),
+        (["layers.py"], "TARGET is package.module:factory or file.py:factory"),
+        (["layers.py:"], "TARGET is package.module:factory or file.py:factory"),
+        ([".py:Right"], "there is no file '.py', seen from "),
+        (["missing/layers.py:Right"], "there is no file 'missing/layers.py', seen from "),
+        (["layers.py:Wrong"], "layers.py has no 'Wrong'; what it has that can be called: ClosesPipes, Crashes, "),
+        (["broken.py:Right"], "importing broken raised AttributeError: module 'math' has no attribute 'nonsense'"),
+        (["needs.py:Right"], "no module named 'a_library_that_is_not_there' can be imported from "),
+        (["other/json.py:Right"], "'other/json.py' is not imported, since another module is named 'json': rename the "),
+        (["other/sys.py:Right"], "'other/sys.py' is not imported, since another module is named 'sys': rename the "),
     ],
 )
 def test_what_cannot_run_says_why(capfd: Any, arguments: list[str], message: str) -> None:
@@ -564,3 +579,27 @@ def test_wrong_options_exit_with_2() -> None:
     with pytest.raises(SystemExit) as exit_:
         __main__.main(["check"])
     assert exit_.value.code == 2
+
+
+@pytest.mark.parametrize("folders", ["sub", "sub/of-a/sub"])
+def test_target_in_a_file_imports_what_lies_beside_it(capfd: Any, folder: Path, folders: str) -> None:
+    sub = folder / folders
+    sub.mkdir(parents=True)
+    (sub / "neighbour.py").write_text("from xaffine import AffineLayer\n")
+    (sub / "my-layers.py").write_text("import neighbour\nclass Outer:\n    Layer = neighbour.AffineLayer\n")
+    for target in (f"{folders}/my-layers.py:Outer.Layer", f"{sub}/my-layers.py:Outer.Layer"):
+        code, out, err = checked(capfd, target, examples=2)
+        assert (code, err) == (0, "")
+        assert out.startswith(f"{target} on numpy 2")
+
+
+def test_code_of_a_failing_case_imports_a_target_in_a_file(capfd: Any, folder: Path) -> None:
+    (folder / "sub").mkdir()
+    (folder / "sub" / "my-layers.py").write_text(f"{LAYERS}\nclass Outer:\n    Layer = Negative\n")
+    code, out, _ = checked(capfd, "sub/my-layers.py:Outer.Layer", "--json", examples=5)
+    failure = next(result for result in json.loads(out)["properties"] if not result["holds"])
+    assert code == 1
+    again = subprocess.run(
+        [sys.executable, "-c", failure["code"]], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert f"AssertionError: {failure['reason'].splitlines()[0]}" in again.stderr

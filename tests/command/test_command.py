@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import builtins
-import importlib.metadata
 import json
 import os
 import re
@@ -11,13 +10,15 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+import xaffine
 from xaffine import AffineLayer, __main__, backends
-from xaffine.command import children, doctor, machine, terminal
-from xaffine.command.children import ChildError
+from xaffine._command import doctor, machine, terminal, worker
+from xaffine._command.worker import WorkerError
 
 
 def report(name: str, **facts: Any) -> dict[str, Any]:
@@ -39,7 +40,7 @@ def examined(monkeypatch: pytest.MonkeyPatch, *reports: dict[str, Any]) -> None:
     """Let the doctor find these backends."""
     by_name = {r["backend"]: r for r in reports}
     monkeypatch.setattr(backends, "names", lambda: tuple(by_name))
-    monkeypatch.setattr(doctor, "examine_in_child", by_name.__getitem__)
+    monkeypatch.setattr(doctor, "examine_in_worker", by_name.__getitem__)
     monkeypatch.setattr(doctor, "find_lost_speed", list)
 
 
@@ -71,7 +72,7 @@ def printed() -> Any:
     return json.loads(child.stdout)
 
 
-def test_numpy_is_examined_in_a_child_process(printed: Any) -> None:
+def test_numpy_is_examined_in_a_worker_process(printed: Any) -> None:
     found = printed["backends"][0]
     assert found["status"] == "right"
     assert found["dtypes"] == ["float32", "float64"]
@@ -90,7 +91,7 @@ def test_command_prints_every_library_and_the_machine_as_json(printed: Any) -> N
 
 def test_every_library_is_examined(monkeypatch: pytest.MonkeyPatch) -> None:
     examined: list[str] = []
-    monkeypatch.setattr(doctor, "examine_in_child", lambda name: examined.append(name) or report(name))
+    monkeypatch.setattr(doctor, "examine_in_worker", lambda name: examined.append(name) or report(name))
     monkeypatch.setattr(doctor, "find_lost_speed", list)
     assert __main__.main([]) == 0
     assert tuple(examined) == backends.names()
@@ -99,7 +100,7 @@ def test_every_library_is_examined(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_absent_backend_is_told_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backends, "installed", lambda: ())
     monkeypatch.setattr(backends.importlib.util, "find_spec", lambda _: None)
-    found = doctor.examine_in_child("torch")
+    found = doctor.examine_in_worker("torch")
     assert found["status"] == "not installed"
     assert 'pip install "xaffine[torch]"' in found["note"]
 
@@ -124,7 +125,9 @@ def test_table_shows_every_fact(monkeypatch: pytest.MonkeyPatch, capsys: Any, wi
     assert "torch: to get it: pip install it" in printed
     assert "cupy: no CUDA device" in printed
     assert ("unknown without threadpoolctl" in printed) != with_rich
-    assert max(map(len, printed.partition("torch: ")[0].splitlines())) <= 110
+    machine, table, _ = printed.split("\n\n", 2)
+    assert machine.count("\n") == 1
+    assert max(map(len, table.splitlines())) <= 110
 
 
 def test_blas_that_threadpoolctl_does_not_know(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,39 +175,99 @@ def test_throughput_that_fails_leaves_gradients_right(monkeypatch: pytest.Monkey
     assert (found["status"], found["note"]) == ("right", "throughput not measured: MemoryError: too large")
 
 
+class Slow:
+    """A backend each of whose calls takes some time beside that of NumPy, which passes on a clock of its own."""
+
+    devices = ("cpu",)
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, a_call: float, first_calls: float, flops: float) -> None:
+        self.now, self.calls, self.sizes = 0.0, 0, []
+        self.a_call, self.first_calls, self.flops = a_call, first_calls, flops
+        self.xp = SimpleNamespace(matrix_transpose=lambda a: a, matmul=self.matmul)
+        self.wait = self.from_numpy = lambda array: array
+        self.is_gpu = backends.get("numpy").is_gpu
+        monkeypatch.setattr(doctor.time, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(doctor, "affine_vjp", self.affine_vjp)
+
+    def matmul(self, a: Any, _: Any) -> Any:
+        self.now += self.a_call + 2 * len(a) ** 3 / self.flops + (self.first_calls if self.calls < 5 else 0)
+        self.calls += 1
+        self.sizes.append(len(a))
+        return a
+
+    def affine_vjp(self, x: Any, W: Any, b: Any) -> Any:
+        return self.matmul(x, W), lambda dy: (self.matmul(dy, W), self.matmul(x, dy), b)
+
+
+@pytest.mark.parametrize(("a_call", "first_calls"), [(0, 0), (0, 3.0), (0.02, 0), (0.01, 30.0), (0.15, 0)])
+def test_rate_is_that_of_one_size_however_slow_the_first_calls_are(
+    monkeypatch: pytest.MonkeyPatch, a_call: float, first_calls: float
+) -> None:
+    found = doctor.measure_throughput(Slow(monkeypatch, a_call, first_calls, 200e9))
+    assert found["size"] == 1024
+    seconds = 3 * a_call + 6 * 1024**3 / 200e9
+    assert found["layer"] == pytest.approx(6e-9 * 1024**3 / seconds)
+    assert found["matmul"] == pytest.approx(found["layer"])
+
+
+@pytest.mark.parametrize(("flops", "size"), [(2e6, 128), (1e7, 128), (1e8, 256), (1e9, 512)])
+def test_library_that_is_too_slow_says_so_and_soon(monkeypatch: pytest.MonkeyPatch, flops: float, size: int) -> None:
+    slow = Slow(monkeypatch, 0, 0, flops)
+    monkeypatch.setattr(backends, "get", lambda _: slow)
+    monkeypatch.setattr(doctor, "blank_report", lambda *_, **more: more)
+    for name in ("name", "version", "use_full_precision"):
+        setattr(slow, name, lambda: None)
+    slow.dtypes = tuple
+    monkeypatch.setattr(doctor, "verify", lambda *_: 0.5)
+    found = doctor.examine("slow")
+    assert found["status"] == "right"
+    assert "throughput" not in found
+    assert f"throughput not measured: forward and backward at N = n = m = {size} take " in found["note"]
+    assert max(slow.sizes) == size
+    assert slow.now < 4 * max(8 * doctor._PASS_LIMIT / 8, 6 * 128**3 / flops)
+
+
+def test_size_is_larger_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = Slow(monkeypatch, 0, 0, 1e9)
+    slow.devices = ("cuda:0",)
+    monkeypatch.setattr(doctor, "_GPU_SIZE", 64)
+    assert doctor.measure_throughput(slow)["size"] == 64
+    assert min(slow.sizes) == 8
+
+
 def test_backend_that_crashes_does_not_stop_the_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
     def crash(*_: Any) -> Any:
-        raise ChildError("the process was ended by SIGSEGV")
+        raise WorkerError("the process was ended by SIGSEGV")
 
-    monkeypatch.setattr(doctor, "answer_of_child", crash)
-    found = doctor.examine_in_child("numpy")
+    monkeypatch.setattr(doctor, "result_of_worker", crash)
+    found = doctor.examine_in_worker("numpy")
     assert found["status"] == "not finished"
     assert found["note"] == "the process was ended by SIGSEGV"
 
 
 def test_backend_that_hangs_does_not_stop_the_doctor() -> None:
-    found = doctor.examine_in_child("numpy", time_limit=0.01)
+    found = doctor.examine_in_worker("numpy", time_limit=0.01)
     assert found["status"] == "not finished"
     assert found["note"] == "no answer within 0.01 s"
 
 
 @pytest.mark.parametrize("end", ["os._exit(0)", "sys.exit(0)", "os.abort()", "os.write(1, b'right'), os._exit(0)"])
-def test_child_that_ends_early_is_never_right(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, end: str) -> None:
+def test_worker_that_ends_early_is_never_right(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, end: str) -> None:
     (tmp_path / "ends.py").write_text(f"import os, sys\n{end}\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
-    monkeypatch.setattr(doctor, "answer_of_child", partial(of_module, "ends"))
-    found = doctor.examine_in_child("numpy")
+    monkeypatch.setattr(doctor, "result_of_worker", partial(of_module, "ends"))
+    found = doctor.examine_in_worker("numpy")
     assert found["status"] == "not finished"
     assert "ended" in found["note"] or "wrote to the pipe" in found["note"]
 
 
 def of_module(module: str, _: str, *rest: Any) -> Any:
-    return children.answer_of_child(module, *rest)
+    return worker.result_of_worker(module, *rest)
 
 
-def test_child_that_tells_nothing_gave_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(children, "events_of_child", lambda *_: iter(()))
-    found = doctor.examine_in_child("numpy")
+def test_worker_that_emits_nothing_gave_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "run_worker", lambda *_: iter(()))
+    found = doctor.examine_in_worker("numpy")
     assert (found["status"], found["note"]) == ("not finished", "it gave 0 answers instead of one")
 
 
@@ -220,7 +283,7 @@ def test_not_finished_exits_with_3_unless_something_is_wrong(
 
 def test_speed_that_could_not_be_measured_is_named(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     def crash() -> Any:
-        raise ChildError("the process was ended by SIGILL")
+        raise WorkerError("the process was ended by SIGILL")
 
     examined(monkeypatch, RIGHT)
     monkeypatch.setattr(doctor, "find_lost_speed", crash)
@@ -237,7 +300,7 @@ def test_interrupt_leaves_what_was_examined(monkeypatch: pytest.MonkeyPatch, cap
         return RIGHT
 
     examined(monkeypatch, RIGHT, report("torch"))
-    monkeypatch.setattr(doctor, "examine_in_child", interrupt)
+    monkeypatch.setattr(doctor, "examine_in_worker", interrupt)
     assert __main__.main(["--json"]) == 130
     printed = capsys.readouterr()
     assert json.loads(printed.out)["backends"] == [RIGHT]
@@ -253,15 +316,7 @@ def test_version(capsys: Any) -> None:
     with pytest.raises(SystemExit) as exit_:
         __main__.main(["--version"])
     assert exit_.value.code == 0
-    assert capsys.readouterr().out.startswith("xaffine ")
-
-
-def test_version_of_what_runs_from_its_source(monkeypatch: pytest.MonkeyPatch) -> None:
-    def version(name: str) -> str:
-        raise importlib.metadata.PackageNotFoundError(name)
-
-    monkeypatch.setattr(importlib.metadata, "version", version)
-    assert machine.own_version() == "not installed"
+    assert capsys.readouterr().out == f"xaffine {xaffine.__version__}\n"
 
 
 def test_bar_moves_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from xaffine import AffineLayer, affine, affine_backward, affine_jvp, affine_vjp
-from xaffine.backends import Backend, get, library_of
+from xaffine.backends import Backend, get
 from xaffine.curvature import affine_double_backward, gauss_newton_vector_product, kronecker_factors
 from xaffine.per_sample import clipped_gradients, per_sample_gradient_norms
 
@@ -199,7 +199,7 @@ def test_dtypes_without_a_common_one(backend: Backend, ones: Any) -> None:
 
 @pytest.mark.parametrize("bad", [[[1.0, 2.0, 3.0]], 3.0, None, "x", np.float64(3)], ids=lambda bad: type(bad).__name__)
 def test_what_is_no_array(backend: Backend, ones: Any, bad: Any) -> None:
-    library = library_of(backend.xp)
+    library = backend.name
     for name, operands in {"x": (bad, ones(3, 4)), "W": (ones(2, 3), bad)}.items():
         with pytest.raises(TypeError, match=rf"^{name} is no array .* for example {library}\.asarray\({name}\)$"):
             affine(*operands)

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
+import math
+import operator
 import pickle
-import sys
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.helpers import assert_fills, case_on
-from xaffine import AffineLayer, Gradients, affine, affine_backward, affine_vjp, backends, functional, kernels, shapes
+from tests.helpers import assert_fills, case_on, wrap_primitives
+from xaffine import AffineLayer, Gradients, affine, affine_backward, affine_vjp, backends
 from xaffine.backends import Backend
-from xaffine.kernels import kernel_of, standard
 from xaffine.testing import make_case
 from xaffine.testing.cases import worst_error
 
@@ -78,19 +76,25 @@ def test_integers_of_numpy_count_as_batch_axes(array: Any) -> None:
 
 
 @pytest.mark.parametrize("wrt", [(), ("x",), ("W",), ("b",), ["b", "x"], ("x", "W", "b"), "W"])
-def test_only_gradients_wanted_are_computed(monkeypatch: pytest.MonkeyPatch, array: Any, wrt: Any) -> None:
-    called = []
-    monkeypatch.setattr(functional, "_COMPILED", {})
-    monkeypatch.setattr(functional, "compiler_for", lambda _: None)
-    monkeypatch.setattr(functional, "kernel_of", lambda *_: standard)
-    monkeypatch.setattr(functional, "numpy_kernel", standard)
-    for name in ("x", "W", "b"):
-        original = getattr(standard, f"backward_{name}")
-        monkeypatch.setattr(standard, f"backward_{name}", lambda *a, n=name, f=original: called.append(n) or f(*a))
-    gradients = affine_backward(
-        array(np.ones((2, 4))), array(np.ones((2, 3))), array(np.ones((3, 4))), array(np.ones(4)), wrt=wrt
-    )
-    assert sorted(called) == sorted(wrt)
+def test_only_gradients_wanted_are_computed(
+    monkeypatch: pytest.MonkeyPatch, backend: Backend, array: Any, wrt: Any
+) -> None:
+    computed: list[tuple[int, ...]] = []
+
+    def recording(primitive: Any) -> Any:
+        def record(*operands: Any) -> Any:
+            result = primitive(*operands)
+            computed.append(tuple(result.shape))
+            return result
+
+        return record
+
+    wrap_primitives(monkeypatch, backend, recording)
+    shapes = {"x": (2, 3), "W": (3, 4), "b": (4,)}
+    gradients = affine_backward(array(np.ones((2, 4))), *(array(np.ones(shape)) for shape in shapes.values()), wrt=wrt)
+    # Dask computes dW and db together, in a way of its own.
+    by_primitives = set(wrt) - ({"W", "b"} if backend.name == "dask" and {"W", "b"} <= set(wrt) else set())
+    assert sorted(computed) == sorted(shapes[name] for name in by_primitives)
     assert {name for name, g in zip("xWb", gradients, strict=True) if g is not None} == set(wrt)
 
 
@@ -149,128 +153,30 @@ def test_many_halves_are_summed_beyond_the_range_of_float32() -> None:
     assert db.tolist() == [24576]
 
 
-@pytest.mark.parametrize("which", range(3))
-def test_relatives_of_arrays_take_the_standard_kernel(monkeypatch: pytest.MonkeyPatch, which: int) -> None:
-    monkeypatch.delattr(functional.numpy_kernel, "backward")
-    case = make_case((5, 3), 4, seed=0)
-    operands = case_on(case, backends.get("numpy"))
-    operands[which] = operands[which].view(Relative)
-    for gradient, name in zip(affine_backward(*operands), ("dx", "dW", "db"), strict=True):
-        assert np.array_equal(gradient, case.exact()[name].value)
-    assert kernel_of(*operands[:3]) is standard
-    if which > 0:
-        monkeypatch.delattr(functional.numpy_kernel, "forward")
-        assert np.array_equal(affine(*operands[1:]), case.exact()["y"].value)
-
-
 class Relative(np.ndarray):
-    """An array of a library that compiles, as far as the functions can tell."""
+    """A subclass as users derive them."""
 
 
-class TestCompiled:
-    """What a library compiles is the whole way; here a compiler that notes what it is given stands in for it."""
+@pytest.mark.parametrize("which", range(4))
+def test_relatives_of_arrays_take_the_primitives_of_the_standard(monkeypatch: pytest.MonkeyPatch, which: int) -> None:
+    def fail(*_: Any) -> Any:
+        raise AssertionError("called")
 
-    case = make_case((5, 2, 3), 4, seed=0, n_batch_axes=1)
-
-    @pytest.fixture
-    def calls(self, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-        calls: list[Any] = []
-
-        def compiler(function: Any, static_argnums: Any) -> Any:
-            def compiled(*arguments: Any) -> Any:
-                statics = (static_argnums,) if isinstance(static_argnums, int) else static_argnums
-                calls.append((function.__name__, *(arguments[i] for i in statics)))
-                assert len(arguments) == max(statics) + 1
-                return function(*arguments)
-
-            return compiled
-
-        monkeypatch.setattr(functional, "_COMPILED", {np.ndarray: None})
-        monkeypatch.setattr(functional, "compiler_for", lambda kind: compiler if kind is Relative else None)
-        return calls
-
-    def operands(self) -> list[Any]:
-        return [array.view(Relative) for array in case_on(self.case, backends.get("numpy"))]
-
-    def assert_exact(self, **results: Any) -> None:
-        for name, result in results.items():
-            assert np.array_equal(result, self.case.exact()[name].value), name
-
-    def test_forward_and_backward_are_compiled(self, calls: list[Any]) -> None:
-        dy, x, W, b = self.operands()
-        y, vjp = affine_vjp(x, W, b, n_batch_axes=1)
-        self.assert_exact(y=y, **vjp(dy)._asdict())
-        self.assert_exact(**affine_backward(dy, x, W, b)._asdict())
-        assert calls == [
-            ("forward", 1), ("backward", 1, ("x", "W", "b")), ("backward", None, ("x", "W", "b"))
-        ]  # fmt: skip
-
-    def test_what_is_wanted_is_passed_on(self, calls: list[Any]) -> None:
-        dy, x, W, _ = self.operands()
-        assert affine_backward(dy, x, W, wrt="bW").dx is None
-        _, vjp = affine_vjp(x, W)
-        assert vjp(dy, wrt=("x",)).dW is None
-        assert calls == [("backward", None, ("W",)), ("forward", None), ("backward", None, ("x",))]
-        assert functional._COMPILED.keys() == {np.ndarray, Relative}
-
-    def test_buffers_and_operands_of_two_types_are_not_compiled(self, calls: list[Any]) -> None:
-        dy, x, W, b = self.operands()
-        y, dx = np.zeros((5, 4), "f").view(Relative), np.zeros((5, 2, 3), "f").view(Relative)
-        assert affine(x, W, b, out=y) is y
-        assert affine_backward(dy, x, W, b, out=(dx, None, None)).dx is dx
-        self.assert_exact(y=y, dx=dx)
-        self.assert_exact(y=affine(x, np.asarray(W), b))
-        self.assert_exact(y=affine(x, W, np.asarray(b)))
-        self.assert_exact(**affine_backward(np.asarray(dy), x, W, b)._asdict())
-        self.assert_exact(**affine_backward(dy, x, W, np.asarray(b))._asdict())
-        assert calls == []
-        _, vjp = affine_vjp(x, W, b)
-        assert vjp(dy, (dx, None, None)).dx is dx
-        assert calls == [("forward", None)]
-
-    def test_what_is_compiled_takes_the_axes_and_what_is_wanted(self) -> None:
-        case = make_case((5, 2, 3), 4, seed=0, n_batch_axes=2)
-        dy, x, W, b = case_on(case, backends.get("numpy"))
-        compiled = functional._compile(lambda function, **_: function)
-        assert np.array_equal(compiled.forward(x, W, b, 2), case.exact()["y"].value)
-        dx, dW, db = compiled.backward(dy, x, W, b, 2, ("W",))
-        assert np.array_equal(dW, case.exact()["dW"].value)
-        assert (dx, db) == (None, None)
-
-    @pytest.mark.parametrize("n_batch_axes", [True, 1.0])
-    def test_axes_that_equal_one_and_are_none_are_refused(self, calls: list[Any], n_batch_axes: Any) -> None:
-        dy, x, W, b = self.operands()
-        affine(x, W, b, n_batch_axes=1)
-        with pytest.raises(TypeError, match="n_batch_axes must be an int"):
-            affine(x, W, b, n_batch_axes=n_batch_axes)
-        with pytest.raises(TypeError, match="n_batch_axes must be an int"):
-            affine_backward(dy, x, W, b, n_batch_axes=n_batch_axes)
-        assert calls == [("forward", 1)]
-
-    def test_what_the_compiled_way_refuses_is_told_by_the_checks(self, calls: list[Any]) -> None:
-        dy, x, W, b = self.operands()
-        with pytest.raises(ValueError, match="W takes n = 5"):
-            affine(x, W[:5], b)
-        with pytest.raises(ValueError, match="dy must have the shape of y"):
-            affine_backward(dy[:3], x, W, b)
-        assert [name for name, *_ in calls] == ["forward", "backward"]
-
-
-def test_kernel_is_found_by_the_type_of_an_array(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "_KERNELS", {})
-    for _ in range(2):  # the second time without a search
-        assert kernel_of(np.ones(2)) is functional.numpy_kernel
-        assert kernel_of(np.ones(2).view(Relative)) is standard
-    assert {np.ndarray: functional.numpy_kernel, Relative: standard} == kernels._KERNELS
-
-
-def test_compiler_is_found_by_the_type_of_an_array(monkeypatch: pytest.MonkeyPatch) -> None:
-    jit = object()
-    monkeypatch.setitem(sys.modules, "jax", SimpleNamespace(jit=jit))
-    for module, name in (("jax._src.array", "ArrayImpl"), ("jaxlib._jax", "ArrayImpl")):
-        assert kernels.compiler_for(type(name, (), {"__module__": module})) is jit
-    for module, name in (("jax._src.core", "Tracer"), ("mine", "ArrayImpl"), ("torch", "Tensor")):
-        assert kernels.compiler_for(type(name, (), {"__module__": module})) is None
+    backend = backends.get("numpy")
+    case = make_case((5, 3), 4, seed=0)
+    dy, x, W, b = operands = case_on(case, backend)
+    standard = (Backend.product, Backend.sum_rows)
+    wrap_primitives(monkeypatch, backend, lambda own: own if getattr(own, "func", None) in standard else fail)
+    for call in (lambda: affine(x, W, b), lambda: affine_backward(dy, x, W, b)):
+        with pytest.raises(AssertionError, match="called"):
+            call()
+    operands[which] = operands[which].view(Relative)
+    dy, x, W, b = operands
+    if which > 0:
+        assert np.array_equal(affine(x, W, b), case.exact()["y"].value)
+    if which < 3:  # of b only shape and dtype matter
+        for gradient, name in zip(affine_backward(dy, x, W, b), ("dx", "dW", "db"), strict=True):
+            assert np.array_equal(gradient, case.exact()[name].value)
 
 
 def test_nan_in_x_reaches_dw_even_where_dy_is_zero(backend: Backend, array: Any) -> None:
@@ -366,7 +272,7 @@ class TestOut:
             affine_backward(self.dy, self.x, self.W, out=(None, None, db))
 
     @pytest.mark.parametrize(
-        ("out", "words"), [((None, None), "tuple of 2"), (np.zeros(()), "ndarray"), ([None], "list")]
+        ("out", "words"), [((None, None), "tuple of length 2"), (np.zeros(()), "ndarray"), ([None], "list")]
     )
     def test_what_is_no_triple_is_refused(self, out: Any, words: str) -> None:
         with pytest.raises(TypeError, match=rf"tuple \(dx, dW, db\).*{words}"):
@@ -413,10 +319,21 @@ class TestOut:
             affine_backward(*operands.values(), out=out)
         assert np.all(shared == 1)
 
-    def test_buffers_are_not_filled_where_torch_records(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """On torch itself the torch session looks."""
+    def test_operands_in_memory_of_others_are_looked_at_closely(self) -> None:
+        memory = bytearray(np.ones((2, 3), "f").tobytes())
+        x, y = np.frombuffer(memory, "f").reshape(2, 3), np.zeros((2, 4), "f")
+        for _ in range(2):  # the second time, all but the memory is known to be right
+            assert affine(x, self.W, self.b, out=y) is y
+        inside = np.frombuffer(memory, "f")[:4].reshape(2, 2)
+        with pytest.raises(ValueError, match="out overlaps x in memory"):
+            affine(x, np.ones((3, 2), "f"), out=inside)
+
+    def test_buffers_are_not_filled_where_the_library_records(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """As torch does, which looks in its own session."""
         dx, dW = np.zeros((2, 3), "f"), np.zeros((3, 4), "f")
-        monkeypatch.setattr(shapes, "is_recorded", lambda array: array is self.W or array is self.b)
+        kind = type(backends.get("numpy"))
+        monkeypatch.setattr(kind, "is_recorded", lambda _, array: array is self.W or array is self.b)
+        monkeypatch.setattr(kind, "can_fill", Backend.can_fill)
         with pytest.raises(TypeError) as caught:
             affine_backward(self.dy, self.x, self.W, self.b, out=(dx, dW, None))
         assert str(caught.value) == (
@@ -435,23 +352,28 @@ class TestOut:
         for buffer, exact in zip(buffers, case.exact().values(), strict=True):
             assert np.array_equal(buffer, exact.value)
 
-    def test_kernel_gets_the_memory_of_the_buffers(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_primitives_get_the_memory_of_the_buffers(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """A result beside a buffer would take its memory once more."""
-        filled: list[Any] = []
+        filled: dict[tuple[int, ...], Any] = {}
 
         def noting(function: Any) -> Any:
-            return lambda *arguments: [filled.append(arguments[-1]), function(*arguments)][1]
+            def note(*arguments: Any) -> Any:
+                result = function(*arguments)
+                assert result is arguments[-1]
+                filled[result.shape] = result
+                return result
 
-        for name in ("forward", "backward"):
-            monkeypatch.setattr(functional.numpy_kernel, name, noting(getattr(functional.numpy_kernel, name)))
+            return note
+
+        backend = backends.get("numpy")
+        wrap_primitives(monkeypatch, backend, noting)
         case = make_case((5, 2, 3), 4, seed=0, n_batch_axes=2)
-        dy, x, W, b = case_on(case, backends.get("numpy"))
+        dy, x, W, b = case_on(case, backend)
         y, out = np.empty_like(dy), tuple(map(np.empty_like, (x, W, b)))
         affine(x, W, b, out=y, n_batch_axes=2)
         affine_backward(dy, x, W, b, out=out, n_batch_axes=2)
-        for given, came in zip((y, *out), (filled[0], *filled[1]), strict=True):
-            assert given.__array_interface__["data"] == came.__array_interface__["data"]
-            assert given.size == came.size
+        for given, shape in zip((y, *out), ((10, 4), (10, 3), (3, 4), (4,)), strict=True):
+            assert given.__array_interface__["data"] == filled[shape].__array_interface__["data"]
 
     @pytest.mark.parametrize("N", [1, 5])
     def test_buffers_of_dtypes_apart_from_that_of_the_products_are_filled(self, N: int) -> None:
@@ -508,27 +430,38 @@ def test_gradients_have_the_dtypes_of_their_operands(one: int, others: str) -> N
         assert np.array_equal(gradient, case.exact()[name].value)
 
 
-def test_all_is_computed_on_the_device_of_x(monkeypatch: pytest.MonkeyPatch) -> None:
-    """CuPy allocates and multiplies on the current device, wherever its operands are."""
-    entered: list[Any] = []
-
-    def computing_with(array: Any) -> Any:
-        entered.append(array)
-        return nullcontext()
-
-    monkeypatch.setattr(functional, "computing_with", computing_with)
-    dy, x, W, b = (array.view(Relative) for array in case_on(make_case((5, 3), 4, seed=0), backends.get("numpy")))
-    calls = [lambda: affine(x, W, b), lambda: affine_backward(dy, x, W, b)]
-    calls.append(lambda: functional.along(shapes.check(x, W, b, None), x, W, b, x.dtype, x.dtype))
-    for call in calls:
-        entered.clear()
-        call()
-        assert len(entered) == 1
-        assert entered[0] is x
-
-
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_layer_of_a_dtype_never_seen_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shapes, "_COMMON_DTYPES", {})
+    monkeypatch.setattr(backends.get("numpy"), "plans", {})
     layer = AffineLayer(np.ones((3, 4), np.longdouble))
     assert layer(np.ones((2, 3), np.longdouble)).dtype == np.longdouble
+
+
+def test_buffers_may_come_as_gradients() -> None:
+    dy, x, W, b = (np.ones(shape) for shape in ((2, 4), (2, 3), (3, 4), (4,)))
+    out = Gradients(np.zeros((2, 3)), np.zeros((3, 4)), np.zeros(4))
+    for _ in range(2):
+        assert all(map(operator.is_, affine_backward(dy, x, W, b, out=out), out))
+    assert out.db.tolist() == [2] * 4
+
+
+def unaligned(shape: tuple[int, ...], dtype: str) -> Any:
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    return np.frombuffer(bytearray(size + 1), dtype, offset=1).reshape(shape)
+
+
+@pytest.mark.parametrize("make", [lambda shape: np.empty(shape, "q"), lambda shape: unaligned(shape, "l")])
+def test_buffers_that_a_dot_refuses_are_filled(make: Any) -> None:
+    """A dtype that is equal and has another number, as two of C's integers; memory that is not aligned."""
+    dy, x, W, b = (np.ones(shape, "l") for shape in ((2, 4), (2, 3), (3, 4), (4,)))
+    y, out = make((2, 4)), (make((2, 3)), make((3, 4)), make((4,)))
+    assert affine(x, W, b, out=y) is y
+    assert all(map(operator.is_, affine_backward(dy, x, W, b, out=out), out))
+    assert (y.max(), *(buffer.max() for buffer in out)) == (4, 4, 2, 2)
+
+
+def test_bias_may_be_wider_than_all_else() -> None:
+    dy, x, W = (np.ones(shape) for shape in ((2, 4), (2, 3), (3, 4)))
+    dx, dW, db = affine_backward(dy, x, W, np.ones(4, np.longdouble))
+    assert (dx.dtype, dW.dtype, db.dtype) == (x.dtype, W.dtype, np.longdouble)
+    assert db.tolist() == [2] * 4

@@ -16,7 +16,7 @@ from xaffine.backends import Backend
 @pytest.mark.parametrize("scheme", list(initializers.SCHEMES))
 def test_same_seed_gives_the_same_bits_everywhere(backend: Backend, device: Any, scheme: str) -> None:
     for dtype in floating_dtypes(backend, device):
-        layer = AffineLayer.random(5, 4, xp=backend.name, device=device, dtype=dtype, scheme=scheme, seed=7)
+        layer = AffineLayer.random(5, 4, backend=backend.name, device=device, dtype=dtype, scheme=scheme, seed=7)
         assert str(layer.W.dtype).rpartition(".")[2] == str(layer.b.dtype).rpartition(".")[2] == dtype
         values = initializers.draw(scheme, 5, 4, seed=7, complex_=dtype.startswith("complex"))
         # What NumPy rounds to float32 or to the dtype; bfloat16 from float32, to even, in every library.
@@ -54,10 +54,10 @@ def test_weights_differ_without_a_seed() -> None:
 
 def test_any_extent_may_be_zero(backend: Backend) -> None:
     for n, m in ((0, 3), (3, 0), (0, 0)):
-        layer = AffineLayer.random(n, m, xp=backend.name, seed=0, n_batch_axes=1)
+        layer = AffineLayer.random(n, m, backend=backend.name, seed=0, n_batch_axes=1)
         assert backend.to_numpy(layer.W).shape == (n, m)
         assert layer.n_batch_axes == 1
-    assert AffineLayer.random(2, 2, xp=backend.name, bias=False).b is None
+    assert AffineLayer.random(2, 2, backend=backend.name, bias=False).b is None
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_any_extent_may_be_zero(backend: Backend) -> None:
     [
         ((3, 2), {"scheme": "he"}, ValueError, "no scheme is called 'he'; the schemes are kaiming_uniform"),
         ((3, 2), {"dtype": "int32"}, ValueError, "drawn in one of bfloat16, float16, .* on numpy, not in 'int32'"),
-        ((3, 2), {"xp": "nope"}, ValueError, "no backend is called 'nope'"),
+        ((3, 2), {"backend": "nope"}, ValueError, "no backend is called 'nope'"),
         ((3, 2), {"device": "gpu"}, ValueError, "numpy has no device gpu"),
         ((-1, 2), {}, ValueError, "n must be 0 or more, not -1"),
         ((3, 2.0), {}, TypeError, r"m must be an integer, not 2\.0"),

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import Phase, assume, example, given, settings
 
 from xaffine import AffineLayer, affine, affine_backward, affine_vjp
-from xaffine.backends import Array, Backend, is_gpu
+from xaffine.backends import Array, Backend
 from xaffine.testing import PROPERTIES, Case, Property, Summation, check_affine, make_case
 from xaffine.testing.bounds import affine_bounds
 from xaffine.testing.strategies import cases
@@ -94,7 +94,7 @@ def test_property(prop: Property, make: Any, backend: Backend, device: Any, pyte
     dtypes = [dtype for dtype in backend.dtypes(device) if not tf32 or dtype in ("float32", "complex64")]
     report = check_affine(
         make,
-        xp=backend.name,
+        backend=backend.name,
         device=device,
         dtype=dtypes,
         max_examples=examples,
@@ -154,7 +154,7 @@ def test_long_sums_of_halves_are_within_their_bounds(backend: Backend, device: A
 
 
 def test_tf32_is_on_where_it_is_asked_for(backend: Backend, device: Any, pytestconfig: pytest.Config) -> None:
-    if not pytestconfig.getoption("tf32") or not is_gpu(device):
+    if not pytestconfig.getoption("tf32") or not backend.is_gpu(device):
         pytest.skip("of --tf32 on a GPU alone")
     backend.use_tf32()
     size = 1024  # a library may take other units for small products

@@ -3,87 +3,130 @@
 from __future__ import annotations
 
 import math
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from xaffine import shapes
+from xaffine import _checks
+from xaffine._shapes import matrix_shape, shapes_differ, size
+from xaffine.backends import Backend
 
 
 class Lazy:
     """An array that knows part of its shape."""
+
+    dtype = "float32"
 
     def __init__(self, *shape: Any) -> None:
         self.shape = shape
         self.ndim = len(shape)
 
 
-class Reshapes:
-    """A namespace that reshapes lazy arrays, as ndonnx does."""
+class Reshapes(Backend):
+    """A library that reshapes lazy arrays, as ndonnx does."""
 
-    @staticmethod
-    def reshape(_: Lazy, shape: Any) -> Lazy:
-        return Lazy(*shape)
+    class xp:  # noqa: N801 - its namespace
+        @staticmethod
+        def reshape(_: Lazy, shape: Any) -> Lazy:
+            return Lazy(*shape)
 
 
-class Refuses:
-    """A namespace that does not, as Dask."""
+class Refuses(Backend):
+    """A library that does not, as Dask."""
 
-    @staticmethod
-    def reshape(*_: Any) -> Lazy:
-        raise ValueError("cannot convert float NaN to integer")
+    class xp:  # noqa: N801 - its namespace
+        @staticmethod
+        def reshape(*_: Any) -> Lazy:
+            raise ValueError("cannot convert float NaN to integer")
+
+
+def as_matrix(backend: Backend, array: Lazy, n_batch_axes: int) -> Any:
+    return backend.as_matrix(array, matrix_shape(array.shape, n_batch_axes), array.dtype)
 
 
 @pytest.mark.parametrize("unknown", [None, math.nan])
 def test_an_unknown_batch_is_inferred(unknown: Any) -> None:
-    flat: Any = shapes.flatten(Reshapes, Lazy(unknown, 2, 3), 1)
-    assert flat.shape == (-1, 6)
-    back: Any = shapes.restore(Reshapes, Lazy(unknown, 6), (unknown, 2, 3), 1)
-    assert back.shape == (-1, 2, 3)
+    assert as_matrix(Reshapes(), Lazy(unknown, 2, 3), 1).shape == (-1, 6)
+    assert Reshapes().restored(Lazy(unknown, 6), (unknown, 2, 3), "float32").shape == (-1, 2, 3)
 
 
 @pytest.mark.parametrize("unknown", [None, math.nan])
 def test_a_matrix_with_unknown_rows_is_left_as_it_is(unknown: Any) -> None:
     matrix = Lazy(unknown, 6)
-    assert shapes.flatten(Refuses, matrix, 1) is matrix
-    assert shapes.restore(Refuses, matrix, (unknown, 6), 1) is matrix
+    assert as_matrix(Refuses(), matrix, 1) is matrix
+    assert Refuses().restored(matrix, None, "float32") is matrix
 
 
 def test_what_cannot_be_inferred_says_what_to_do() -> None:
     with pytest.raises(ValueError, match=r"\(\?, 2, 3\) cannot be reshaped to \(\?, 6\).*compute_chunk_sizes"):
-        shapes.flatten(Refuses, Lazy(math.nan, 2, 3), 1)
+        as_matrix(Refuses(), Lazy(math.nan, 2, 3), 1)
 
 
-@pytest.mark.parametrize("shape", [(None, 0, 3), (None, None, 3)])
+@pytest.mark.parametrize("shape", [(None, 0, 3), (None, None, 3), (0, math.nan), (math.nan, math.nan)])
 def test_what_is_ambiguous_is_not_guessed(shape: Any) -> None:
     with pytest.raises(ValueError, match="before its unknown extents"):
-        shapes.restore(Reshapes, Lazy(None, 3), shape, 1)
+        Reshapes().reshape(Lazy(None, 3), shape)
 
 
-def test_lazy_arrays_are_not_probed(monkeypatch: pytest.MonkeyPatch) -> None:
-    for question in ("is_writeable_array", "is_dask_array"):
-        monkeypatch.setattr(f"array_api_compat.{question}", lambda _: True)
-    assert shapes.is_writable(Lazy(None, 3))  # which a probe could not write to
+@pytest.mark.parametrize(
+    ("shape", "n_batch_axes", "matrix"),
+    [
+        ((2, 3), 1, None), ((2, 3), 0, (1, 6)), ((2, 3), 2, (6, 1)), ((6,), 0, (1, 6)), ((6,), 1, (6, 1)),
+        ((2, 3, 4), 1, (2, 12)), ((2, 3, 4), 2, (6, 4)), ((0, 3, 4), 1, (0, 12)), ((2, 0, 4), 1, (2, 0)),
+        ((None, 3), 1, None), ((math.nan, 3, 4), 2, (None, 4)), ((2, None, 4), 1, (2, None)),
+    ],
+)  # fmt: skip
+def test_an_array_is_a_matrix_of_its_batch_and_its_features(shape: Any, n_batch_axes: int, matrix: Any) -> None:
+    assert matrix_shape(shape, n_batch_axes) == matrix
 
 
-def test_nested_tensors_are_named() -> None:
-    nested = SimpleNamespace(is_nested=True)
-    words = r"^x and W must have one extent along each axis, and x is a nested tensor\. .* torch\.cat\(x\.unbind\(\)\)$"
-    with pytest.raises(TypeError, match=words):
-        shapes.check(nested, nested, None, None)
+@pytest.mark.parametrize("unknown", [None, math.nan])
+def test_an_unknown_extent_fits_every_other(unknown: Any) -> None:
+    assert size((2, unknown)) is None
+    assert size((2, 3)) == 6
+    for shape in ((2, unknown), (unknown, 3), (unknown, unknown), (2, 3)):
+        assert not shapes_differ(shape, (2, 3))
+        assert not shapes_differ((2, 3), shape)
+        for other in ((2, 3, 1), (2,), ()):
+            assert shapes_differ(shape, other)
+    assert shapes_differ((2, unknown), (3, 3))
+    assert shapes_differ((2, 3), (2, 1))
+
+
+def test_reason_why_an_array_is_no_operand_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torch has one for nested tensors."""
+    x, W, b, dy = np.ones((2, 3)), np.ones((3, 4)), np.ones(4), np.ones((2, 4))
+    kind, refused = type(_checks.check_parameters(W, b)), []
+    monkeypatch.setattr(_checks.backend_of(x), "plans", {})
+    monkeypatch.setattr(
+        kind, "why_no_operand", lambda _, name, array: f"not {name}" if any(array is r for r in refused) else None
+    )
+    plan = _checks.check(x, W, b, None)
+    _checks.backend_of(x).plans.clear()
+    for name, array in {"x": x, "W": W, "b": b}.items():
+        refused[:] = [array]
+        with pytest.raises(TypeError, match=f"^not {name}$"):
+            _checks.check(x, W, b, None)
+    refused[:] = [dy]
+    with pytest.raises(TypeError, match=r"^not dy$"):
+        _checks.check_cotangent(plan, dy, x, W, b)
+    with pytest.raises(TypeError, match=r"^not out$"):
+        _checks.check_out(plan, dy, x, W, b)
 
 
 def test_parameters_are_of_one_kind() -> None:
     with pytest.raises(TypeError, match="the dtypes must be of one kind"):
-        shapes.check_parameters(np.ones((2, 3)), np.ones(3, int))
+        _checks.check_parameters(np.ones((2, 3)), np.ones(3, int))
 
 
 def test_why_dtypes_do_not_promote_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
     def promote(*_: Any) -> Any:
         raise TypeError("not these\n  two")
 
-    monkeypatch.setattr(shapes, "promote", promote)
+    x, W = np.ones((2, 3), "float32"), np.ones((3, 4))
+    backend = _checks.backend_of(x)
+    monkeypatch.setattr(backend, "plans", {})
+    monkeypatch.setattr(type(backend), "promote", promote)
     with pytest.raises(TypeError, match=r"no common dtype of the same kind .* \(not these two\)\. Cast"):
-        shapes.check(np.ones((2, 3), "float32"), np.ones((3, 4)), None, None)
+        _checks.check(x, W, None, None)

@@ -23,7 +23,7 @@ safetensors = pytest.importorskip("safetensors", reason="the extra io is not ins
 from safetensors.numpy import load_file, save_file  # noqa: E402 - after it is known to be there
 
 from tests.helpers import floating_dtypes  # noqa: E402
-from xaffine import AffineLayer, storage  # noqa: E402
+from xaffine import AffineLayer, _storage  # noqa: E402
 from xaffine.backends import Backend  # noqa: E402
 
 
@@ -35,9 +35,9 @@ def file(tmp_path: Path) -> Path:
 def test_what_is_saved_comes_back(backend: Backend, device: Any, file: Path) -> None:
     for dtype in set(floating_dtypes(backend, device)) - {"complex128"}:
         for n, m in ((5, 4), (0, 4), (5, 0)):
-            layer = AffineLayer.random(n, m, xp=backend.name, device=device, dtype=dtype, seed=1, n_batch_axes=-1)
+            layer = AffineLayer.random(n, m, backend=backend.name, device=device, dtype=dtype, seed=1, n_batch_axes=-1)
             layer.save(file)
-            back = AffineLayer.load(file, xp=backend.name, device=device)
+            back = AffineLayer.load(file, backend=backend.name, device=device)
             for name in ("W", "b"):
                 old, new = getattr(layer, name), getattr(back, name)
                 assert (new.dtype, type(new)) == (old.dtype, type(old))
@@ -49,14 +49,14 @@ def test_integers_and_no_bias_come_back(backend: Backend, device: Any, file: Pat
     for dtype in [d for d in backend.dtypes(device) if "int" in d]:
         W = backend.from_numpy(np.arange(6).reshape(2, 3).astype(dtype), device=device)
         AffineLayer(W).save(file)
-        back = AffineLayer.load(file, xp=backend.name, device=device)
+        back = AffineLayer.load(file, backend=backend.name, device=device)
         assert back.b is back.n_batch_axes is None
         assert back.W.dtype == W.dtype
         assert np.array_equal(backend.to_numpy(back.W), backend.to_numpy(W))
 
 
 def test_other_libraries_read_it(backend: Backend, file: Path) -> None:
-    layer = AffineLayer.random(5, 4, xp=backend.name, seed=1)
+    layer = AffineLayer.random(5, 4, backend=backend.name, seed=1)
     layer.save(file)
     tensors = load_file(file)
     assert tensors.keys() == {"W", "b"}
@@ -70,7 +70,7 @@ def test_other_libraries_read_it(backend: Backend, file: Path) -> None:
 @pytest.mark.parametrize("layout", [np.asfortranarray, lambda a: a[::-1], lambda a: a.astype(">f4")])
 def test_any_memory_is_saved(file: Path, layout: Any) -> None:
     W = layout(np.arange(6, dtype=np.float32).reshape(2, 3))
-    storage.write(file, W, None, None)
+    _storage.write(file, W, None, None)
     assert np.array_equal(AffineLayer.load(file).W, W)
     loaded = AffineLayer.load(file).W
     assert loaded.flags.writeable
@@ -95,7 +95,7 @@ def test_dtype_that_the_format_lacks_is_refused(file: Path) -> None:
 def test_dtype_that_the_backend_lacks_is_refused(file: Path) -> None:
     AffineLayer.random(2, 2, dtype="float16").save(file)
     with pytest.raises(ValueError, match="holds W in float16, which array-api-strict does not have"):
-        AffineLayer.load(file, xp="array-api-strict")
+        AffineLayer.load(file, backend="array-api-strict")
 
 
 class TestWriting:
@@ -149,13 +149,13 @@ class TestWriting:
         file.chmod(mode)
         os.utime(file, (0, 0))
         seen: list[int] = []
-        header = storage._header
+        header = _storage._header
 
         def look(*arguments: Any) -> bytes:  # while the new file is still empty
             seen.extend(stat.S_IMODE(entry.stat().st_mode) for entry in file.parent.iterdir() if entry != file)
             return header(*arguments)
 
-        monkeypatch.setattr(storage, "_header", look)
+        monkeypatch.setattr(_storage, "_header", look)
         new = AffineLayer.random(5, 4, seed=1)
         new.save(file)
         assert seen == [0o600]
@@ -184,7 +184,7 @@ class TestWriting:
         new = file.with_name("new")
         new.touch(0o600)
         monkeypatch.setattr(os, "chown", refuse)
-        storage._keep_rights(file, os.stat_result(facts), new)
+        _storage._keep_rights(file, os.stat_result(facts), new)
         assert stat.S_IMODE(new.stat().st_mode) == 0o604
 
     def test_links_are_followed(self, file: Path, tmp_path: Path) -> None:
@@ -267,7 +267,7 @@ class TestWriting:
             raise PermissionError
 
         monkeypatch.setattr(os, "open", refuse)
-        storage._sync_folder(file.parent)
+        _storage._sync_folder(file.parent)
 
     def test_folder_that_is_not_there_is_an_error(self, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError):
@@ -412,22 +412,22 @@ class TestReading:
 
     @pytest.mark.parametrize("b", [np.ones(4, "i4"), np.ones(5, "f")], ids=["kind", "shape"])
     def test_weights_that_make_no_layer(self, file: Path, b: np.ndarray) -> None:
-        storage.write(file, np.ones((5, 4), "f"), b, None)
+        _storage.write(file, np.ones((5, 4), "f"), b, None)
         self.refused(file, file.read_bytes(), "holds weights that make no layer: .*W is float32")
 
     def test_file_that_is_cut_while_it_is_read(self, monkeypatch: pytest.MonkeyPatch, file: Path) -> None:
         AffineLayer.random(100, 100).save(file)
-        check = storage._check_saved
+        check = _storage._check_saved
 
         def cut(*arguments: Any) -> None:
             check(*arguments)
             os.truncate(file, 20_000)
 
-        monkeypatch.setattr(storage, "_check_saved", cut)
+        monkeypatch.setattr(_storage, "_check_saved", cut)
         self.refused(file, file.read_bytes(), "ends within W: it was cut while it was read")
 
     def test_long_texts_are_cut(self) -> None:
-        assert len(storage._short("x" * 1000)) == 201
+        assert len(_storage._short("x" * 1000)) == 201
 
     def test_ten_thousand_corrupted_files(self, file: Path, data: bytes) -> None:
         """Bytes flipped, dropped, doubled, cut, spliced: a ValueError, or the very weights that were saved."""
@@ -480,7 +480,7 @@ class TestLinear:
     def test_weights_are_transposed(self, backend: Backend, device: Any, file: Path) -> None:
         weight, bias = np.arange(6, dtype="f").reshape(2, 3), np.ones(2, "f")
         save_file({"fc.weight": weight, "fc.bias": bias, "norm.weight": bias}, file)
-        layer = AffineLayer.load_linear(file, "fc.", xp=backend.name, device=device)
+        layer = AffineLayer.load_linear(file, "fc.", backend=backend.name, device=device)
         assert np.array_equal(backend.to_numpy(layer.W), weight.T)
         assert np.array_equal(backend.to_numpy(layer.b), bias)
         x = np.arange(12, dtype="f").reshape(2, 2, 3)  # as nn.Linear maps the last axis
@@ -579,7 +579,7 @@ class TestLinear:
         assert peak < 1 << 24  # what is imported for it included
         program = f"""
 import resource
-from xaffine import AffineLayer, storage
+from xaffine import AffineLayer, _storage
 resource.setrlimit(resource.RLIMIT_DATA, (1 << 30, 1 << 30))
 print(AffineLayer.load_linear({str(file)!r}, "fc.").W.shape)
 # ru_maxrss would count what the parent had when it started this process.

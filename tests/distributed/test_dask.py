@@ -382,6 +382,20 @@ def test_measurement_that_is_interrupted_leaves_the_figures_and_keeps_what_it_ha
     assert (tmp_path / "scale.json").read_text() == "figures of before"
 
 
+def test_overhead_is_that_of_dasks_own_file_beside_that_of_the_primitives_of_the_standard() -> None:
+    scale = runpy.run_path(str(DOCS / "benchmarks" / "scale.py"))
+
+    def tasks(chunks: int) -> int:
+        return len({key for array in dask.optimize(*scale["small_step"](chunks)) for key in array.dask})
+
+    own = tasks(20) - tasks(10)
+    with scale["as_the_standard_says"]():
+        standard = tasks(20) - tasks(10)
+    assert 30 < own < 45
+    assert 60 < standard < 80
+    assert tasks(20) - tasks(10) == own
+
+
 def test_committed_page_is_that_of_the_committed_figures() -> None:
     folder = DOCS / "benchmarks"
     found = json.loads((folder / "scale.json").read_text(encoding="utf-8"))

@@ -136,3 +136,13 @@ def test_what_is_no_model_of_summation_is_refused() -> None:
         bounds.Summation(factors="float16")
     with pytest.raises(ValueError, match="'flaot32' is no dtype"):
         bounds.affine_bounds(np.ones((2, 3)), np.ones((3, 4)), dtype="flaot32")
+
+
+@pytest.mark.parametrize(
+    ("x", "W", "b", "dy"),
+    [((2, 3), (4, 5), None, None), ((2, 3), (3, 4), (1, 4), None), ((2, 3), (3, 4), (4,), (2, 3))],
+)
+def test_shapes_that_do_not_go_together_are_refused(x: Any, W: Any, b: Any, dy: Any) -> None:
+    arrays = (None if shape is None else np.ones(shape) for shape in (x, W, b, dy))
+    with pytest.raises(ValueError, match=r"must have the shapes .*; got \(2, 3\), "):
+        bounds.affine_bounds(*arrays, dtype="float32")

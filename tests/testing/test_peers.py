@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from tests.helpers import PEERS, load_file, peers
+from xaffine._command import bench
 from xaffine.backends import Backend
-from xaffine.command import bench
-from xaffine.testing import PROPERTIES, Case, Property, check_affine, make_case, peers
+from xaffine.testing import PROPERTIES, Case, Property, check_affine, make_case
 
 CONTRACT = ("rejected_dy_changes_nothing", "rejected_x_changes_nothing")
 OF = {
@@ -46,7 +47,7 @@ def test_peer_is_right_but_for_what_it_lacks(backend: Backend, make: Any, lackin
     if backend.name == "jax":  # it compiles every operation for every shape that it has not met
         properties = [together([p for p in properties if p.values == values]) for values in ("integers", "floats")]
     examples = 8 if backend.name == "jax" else 40
-    report = check_affine(make, xp=backend.name, seed=0, max_examples=examples, properties=properties)
+    report = check_affine(make, backend=backend.name, seed=0, max_examples=examples, properties=properties)
     assert [result.examples for result in report.results] == [examples] * len(properties)
     for prop in PROPERTIES:
         if prop.name in lacking:
@@ -56,9 +57,15 @@ def test_peer_is_right_but_for_what_it_lacks(backend: Backend, make: Any, lackin
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")  # of torch about itself
 def test_benchmark_times_the_peers(backend: Backend) -> None:
-    groups = [name for name, (its_backend, _) in bench._GROUPS.items() if its_backend == backend.name]
-    for group in groups:
-        rows = bench.compare(group, (5, 3, 4), "float32", rounds=1)
-        assert {row["implementation"] for row in rows} >= {"limit", "xaffine", *bench._GROUPS[group][1]}
-        assert all(row["median"] > 0 for row in rows)
+    groups = load_file(PEERS.with_name("groups.py")).GROUPS
+    beside = {
+        name: getattr(peers, attribute)
+        for its_backend, implementations in groups.values()
+        for name, attribute in implementations.items()
+        if its_backend == backend.name
+    }
+    rows = bench.compare(backend, (5, 3, 4), "float32", rounds=1, beside=beside)
+    assert beside
+    assert {row["implementation"] for row in rows} >= {"limit", "xaffine", *beside}
+    assert all(row["median"] > 0 for row in rows)
     assert "threads" in bench._threads(backend)

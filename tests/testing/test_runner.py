@@ -16,10 +16,10 @@ import pytest
 from hypothesis import reject
 from hypothesis.errors import StopTest
 
+from tests.helpers import peers
 from tests.testing.bugs import Plain, TransposesWOnlyIfNotSquare
 from xaffine import AffineLayer
 from xaffine.testing import PROPERTIES, Case, Property, PropertyError, Report, check_affine, property_tests
-from xaffine.testing.peers import Classic
 
 FORWARD_IS_EXACT, BACKWARD_IS_EXACT, FORWARD_IS_WITHIN_BOUND, *_ = PROPERTIES
 
@@ -131,16 +131,16 @@ def test_nothing_is_checked_without_a_dtype_in_common() -> None:
 
 
 def test_argument_overrides_what_is_declared() -> None:
-    assert Classic.supports == {"tensors"}
+    assert peers.Classic.supports == {"tensors"}
     with pytest.raises(PropertyError, match="forward raised"):
-        check_affine(Classic, seed=0, supports={"tensors", "no-bias"})
+        check_affine(peers.Classic, seed=0, supports={"tensors", "no-bias"})
 
 
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
         ({"make": 3}, TypeError, "make must be callable as make.W, b. and return a layer; it is a int"),
-        ({"xp": "nope"}, ValueError, "no backend is called 'nope'"),
+        ({"backend": "nope"}, ValueError, "no backend is called 'nope'"),
         ({"device": "gpu"}, ValueError, "numpy has no device gpu; it has cpu"),
         ({"dtype": "float8"}, ValueError, "dtype 'float8' is not among those of the backend 'numpy': bfloat16, "),
         ({"dtype": ()}, ValueError, "is not among those"),
@@ -298,8 +298,8 @@ def test_pytest_form_has_one_test_for_each_property(pytester: pytest.Pytester) -
     pytester.makepyfile(
         test_layers="""
         from xaffine.testing import property_tests
-        from xaffine.testing.peers import Classic
-        test_classic = property_tests(Classic, dtype="float64", max_examples=10)
+        from tests.helpers import peers
+        test_classic = property_tests(peers.Classic, dtype="float64", max_examples=10)
         """
     )
     outcomes = pytester.runpytest_inprocess("-p", "no:cacheprovider", "-p", "no:benchmark", "-v")

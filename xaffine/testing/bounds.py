@@ -40,8 +40,6 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from xaffine.shapes import check, check_cotangent, flatten
-
 __all__ = [
     "Bounds", "Summation", "affine_bounds", "exact_integers", "gamma", "rounding_bound", "smallest_normal",
     "unit_roundoff", "usual_summation",
@@ -417,8 +415,8 @@ def affine_bounds(
 
     Raises
     ------
-    TypeError, ValueError
-        As `xaffine.affine_backward`.
+    ValueError
+        The shapes do not go together, or `dtype` is no dtype of numbers.
 
     Examples
     --------
@@ -427,14 +425,18 @@ def affine_bounds(
     >>> bound.shape, round(float(bound[0, 0] / unit_roundoff("float32")), 3)  # three roundings of at most 3
     ((2, 4), 9.0)
     """
-    operands = check(x, W, b, n_batch_axes)
-    k = operands.n_batch_axes
-    shapes = {"y": operands.y_shape, "dx": x.shape, "dW": W.shape, "db": W.shape[1:]}
-    if dy is not None:
-        check_cotangent(dy, operands)
-        dy = flatten(np, dy, k)
+    k = min(1, x.ndim - 1) if n_batch_axes is None else n_batch_axes
+    batch, (n, m) = x.shape[:k], W.shape
+    N = math.prod(batch)
+    shapes = {"y": (*batch, m), "dx": x.shape, "dW": W.shape, "db": W.shape[1:]}
+    fits = math.prod(x.shape[k:]) == n and (b is None or b.shape == (m,))
+    if not fits or (dy is not None and dy.shape != shapes["y"]):
+        got = ", ".join(str(None if array is None else array.shape) for array in (x, W, b, dy))
+        msg = f"x, W, b and dy must have the shapes batch + features, (n, m), (m,) and batch + (m,); got {got}"
+        raise ValueError(msg)
     summation = usual_summation(_known(dtype)) if summation is None else summation
-    sums = sums_of_products(_parts(flatten(np, x, k)), _parts(W), _parts(b), _parts(dy), summation)
+    dy = None if dy is None else dy.reshape(N, m)
+    sums = sums_of_products(_parts(x.reshape(N, n)), _parts(W), _parts(b), _parts(dy), summation)
     return Bounds(**{name: _round_up(sums[name], dtype, summation.of(name, dtype), shapes[name]) for name in sums})
 
 

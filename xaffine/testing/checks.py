@@ -27,12 +27,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import array_api_compat
 import numpy as np
 
-from xaffine.backends import device_of, library_of, namespace_of, on_device_of
+from xaffine.backends import backend_of
 from xaffine.testing.cases import worst_error
 
 if TYPE_CHECKING:
-    from types import ModuleType
-
     from xaffine.backends import Array, Backend
     from xaffine.testing.cases import Case, Exact
 
@@ -49,9 +47,9 @@ __all__ = [
     "forward_is_exact",
     "forward_is_within_bound",
     "inputs_are_left_alone",
-    "kernels_agree",
     "last_user_line",
     "permuted_rows_permute_results",
+    "primitives_agree",
     "rejected_dy_changes_nothing",
     "rejected_x_changes_nothing",
     "results_are_fresh",
@@ -166,18 +164,17 @@ class _Trial:
 
     def _own(self, source: str, result: Any) -> Array:
         """Assert that a result is an array of the library of x."""
-        x = self.inputs["x"]
         try:
-            xp: ModuleType | None = namespace_of(result)
+            backend: Backend | None = backend_of(result)
         except TypeError:
-            xp = None
-        expected = namespace_of(x)
-        _require(xp is expected, f"{source} gave {_kind(result)}, not an array of {library_of(expected)}")
+            backend = None
+        expected = self.backend
+        _require(backend is expected, f"{source} gave {_kind(result)}, not an array of {expected.name}")
         return result
 
 
 def _full_like(backend: Backend, array: Array, value: int) -> Array:
-    with on_device_of(array):  # array-api-compat drops the argument `device` of CuPy
+    with backend.on_device_of(array):  # array-api-compat drops the argument `device` of CuPy
         return backend.xp.full_like(array, value)
 
 
@@ -475,8 +472,8 @@ def results_match_their_primals(make: Make, case: Case, backend: Backend, device
         _require(tuple(sized.shape) == shape, f"{name} has shape {sized.shape}, not {shape}")
         got = str(result.dtype).rpartition(".")[2]
         _require(got == dtype, f"{name} has dtype {got}, not {dtype}")
-        devices = {str(device) for device in (device_of(result), device_of(x)) if device is not None}
-        _require(len(devices) < 2, f"{name} is on {device_of(result)}, not {device_of(x)}")
+        devices = [backend.device_of(array) for array in (result, x)]
+        _require(len({str(d) for d in devices if d is not None}) < 2, "{} is on {}, not {}".format(name, *devices))
     return 0.0
 
 
@@ -521,7 +518,7 @@ def results_are_fresh(make: Make, case: Case, backend: Backend, device: Any = No
         _require_equal(name, array, before[name], "in the same call again, ")
     for name, array in trial.inputs.items():
         if getattr(case, name).layout != "broadcast" and _is_writable_now(array):
-            with on_device_of(array):
+            with backend.on_device_of(array):
                 array[...] = array + array + 1
     for name, array in trial.in_numpy(again).items():
         _require_equal(name, array, before[name], "after a write to the inputs, ")
@@ -593,13 +590,14 @@ def rejected_x_changes_nothing(make: Make, case: Case, backend: Backend, device:
     return _require_within(trial.in_numpy(trial.gradients()), case.exact(), "dx dW db", 0)
 
 
-def kernels_agree(first: Any, second: Any, case: Case, backend: Backend, device: Any = None) -> float:
-    """Two kernels compute the same, whichever gradients are wanted, into new arrays or into buffers.
+def primitives_agree(first: Any, second: Any, case: Case, backend: Backend, device: Any = None) -> float:
+    """Two pairs of primitives compute the same, into new arrays or into buffers.
 
     Parameters
     ----------
-    first, second : module
-        Kernels, as `xaffine.kernels` describes them.
+    first, second : tuple (product, sum_rows) of callables
+        ``product(a, c, bias=None, out=None)`` is a c + bias and ``sum_rows(a, out=None)`` the sum over the rows, as
+        `xaffine.backends.Backend` has them.
     case : Case
         With a matrix for x and operands of one dtype. On integers the results must be equal, on floats each within
         its rounding bound.
@@ -620,29 +618,33 @@ def kernels_agree(first: Any, second: Any, case: Case, backend: Backend, device:
 
     Examples
     --------
-    >>> from xaffine.backends import get
-    >>> from xaffine.kernels import numpy, standard
+    >>> from xaffine.backends import Backend, get
     >>> from xaffine.testing import make_case
-    >>> kernels_agree(numpy, standard, make_case((4, 3), 2, seed=0), get("numpy"))
+    >>> backend = get("numpy")
+    >>> standard = Backend(backend.namespace)
+    >>> pairs = [(each.product, each.sum_rows) for each in (backend, standard)]
+    >>> primitives_agree(*pairs, make_case((4, 3), 2, seed=0), backend)
     0.0
     """
     operands = {"dy": case.dy, "x": case.x, "W": case.W} | ({} if case.b is None else {"b": case.b})
     arrays = {name: operand.on(backend, device) for name, operand in operands.items()}
-    dy, x, W, b = (arrays.get(name) for name in ("dy", "x", "W", "b"))
+    dy, x, W, b = arrays["dy"], arrays["x"], arrays["W"], arrays.get("b")
     exact, bound = case.exact(), 1.0 if case.kind == "floats" else 0.0
-    primals = [name for name in arrays if name != "dy"]
     worst = 0.0
-    for wanted, filled, kernel in itertools.product(((), primals, *zip(primals)), (False, True), (first, second)):
+    for filled, (product, sum_rows) in itertools.product((False, True), (first, second)):
         # What a buffer held before must not show in the result.
-        buffers = {name: _full_like(backend, array, 7) for name, array in arrays.items() if filled}
-        out = tuple(buffers.get(name) if name in wanted else None for name in "xWb")
-        with on_device_of(x):
-            native = {"dy": kernel.forward(x, W, b, buffers.get("dy"))}
-            gradients = zip("xWb", kernel.backward(dy, x, W, wanted, out), strict=True)
-        native |= {name: array for name, array in gradients if array is not None}
-        came = ", ".join(native)
-        _require(list(native) == ["dy", *wanted], f"the gradients by {', '.join(wanted)} were wanted, and {came} came")
+        full = {name: _full_like(backend, array, 7) for name, array in arrays.items()}
+        buffers = {name: backend.buffer(each, None, each.dtype) if filled else None for name, each in full.items()}
+        with backend.on_device_of(x):
+            native = {
+                "dy": product(x, W, b, buffers["dy"]),
+                "x": product(dy, W.T, None, buffers["x"]),
+                "W": product(x.T, dy, None, buffers["W"]),
+            }
+            if b is not None:
+                native["b"] = sum_rows(dy, buffers["b"])
         for name, array in native.items():
+            _require(buffers[name] is None or array is buffers[name], f"what belongs to {name} is not in its buffer")
             dtype = arrays[name].dtype
             _require(array.dtype == dtype, f"what belongs to {name} came in {array.dtype}, not {dtype}")
         results = {"y" if name == "dy" else f"d{name}": backend.to_numpy(array) for name, array in native.items()}

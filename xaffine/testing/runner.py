@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Collection
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from xaffine import backends
@@ -208,14 +209,15 @@ class Plan:
     parts : list of Part
         What is checked.
     target : str or None
-        Where to import the implementation from, as ``"package.module:name"``, in the code of a failing case.
+        Where to import the implementation from in the code of a failing case: ``"package.module:name"`` or
+        ``"folder/file.py:name"``.
     """
 
     def __init__(
         self,
         make: Make,
         *,
-        xp: str = "numpy",
+        backend: str = "numpy",
         device: Any = None,
         dtype: str | Sequence[str] = "float32",
         max_examples: int = 100,
@@ -243,7 +245,7 @@ class Plan:
             raise ValueError(msg)
         self.make, self.target, self.max_examples, self.time_limit = make, target, max_examples, time_limit
         self.seed, self.summation = secrets.randbits(32) if seed is None else seed, summation
-        self.backend = backends.get(xp)
+        self.backend = backends.get(backend)
         for method in self._precision():
             getattr(self.backend, method)()
         self.device = None if device is None else self.backend.device(device)
@@ -251,7 +253,7 @@ class Plan:
         wanted = tuple(dtype) if isinstance(dtype, list | tuple) else (dtype,)
         known = self.backend.dtypes(self.device)
         if not wanted or not all(isinstance(d, str) and d in known for d in wanted):
-            msg = f"dtype {dtype!r} is not among those of the backend {xp!r}: {', '.join(known)}"
+            msg = f"dtype {dtype!r} is not among those of the backend {backend!r}: {', '.join(known)}"
             raise ValueError(msg)
         strangers = [d for d in wanted if summation is not None and summation.of("y", d).factors != summation.factors]
         if strangers:
@@ -371,7 +373,7 @@ class Plan:
 def check_affine(
     make: Make,
     *,
-    xp: str = "numpy",
+    backend: backends.Name = "numpy",
     device: Any = None,
     dtype: str | Sequence[str] = "float32",
     max_examples: int = 100,
@@ -391,7 +393,7 @@ def check_affine(
         which leaves dW and db in attributes of those names. b may be None. If it has a parameter ``n_batch_axes``,
         that of `xaffine.affine`, and supports vectors and tensors, every slice is tested. A pair of functions becomes
         one by `from_functions`.
-    xp : str
+    backend : str
         The name of the backend whose arrays it takes, one of `xaffine.backends.names`.
     device : optional
         One of the backend's devices, or its text; the default one if not given.
@@ -443,7 +445,7 @@ def check_affine(
     """
     plan = Plan(
         make,
-        xp=xp,
+        backend=backend,
         device=device,
         dtype=dtype,
         max_examples=max_examples,
@@ -486,7 +488,7 @@ def property_tests(make: Make, **options: Any) -> Callable[..., None]:
 
         from xaffine.testing import property_tests
         test_layer = property_tests(MyLayer, dtype="float64")
-        test_layer_on_torch = property_tests(MyTorchLayer, xp="torch")
+        test_layer_on_torch = property_tests(MyTorchLayer, backend="torch")
 
     >>> from xaffine import AffineLayer
     >>> test_layer = property_tests(AffineLayer, max_examples=5)
@@ -576,9 +578,14 @@ def _import_line(make: Make, target: str | None) -> str:
         if "<" in name or "." in name or make.__module__ == "__main__":
             return "make = ...  # the implementation"
         return f"from {make.__module__} import {name} as make"
-    module, _, path = target.partition(":")
+    place, _, path = target.rpartition(":")
+    if place.endswith(".py"):
+        return (
+            f"import importlib, sys\nsys.path.insert(0, {str(Path(place).parent)!r})\n"
+            f"make = importlib.import_module({Path(place).stem!r}).{path}"
+        )
     first, _, rest = path.partition(".")
-    return f"from {module} import {first} as make" + (f"\nmake = make.{rest}" if rest else "")
+    return f"from {place} import {first} as make" + (f"\nmake = make.{rest}" if rest else "")
 
 
 class _HungError(BaseException):

@@ -451,6 +451,12 @@ class ndarray:  # noqa: N801 - CuPy's name
             return NotImplemented
         return own(*inputs)
 
+    def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        own = FUNCTIONS.get(function.__name__)
+        if own is None or not all(kind in (ndarray, np.ndarray) for kind in types):
+            return NotImplemented
+        return own(*args, **kwargs)
+
 
 for _method, _name in {
     "add": "add", "sub": "subtract", "mul": "multiply", "truediv": "true_divide", "pow": "power", "mod": "remainder",

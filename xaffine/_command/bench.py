@@ -1,7 +1,7 @@
 """``xaffine bench``: forward and backward beside the bare matrix products, and beside other implementations.
 
-Each library is timed in a process of its own, ``python -m xaffine.command.bench``: the thread pools of two libraries in
-one process slow each other down. Within a process all implementations take turns, round by round, so that a ratio
+Each library is timed in a process of its own, ``python -m xaffine._command.bench``: the thread pools of two libraries
+in one process slow each other down. Within a process all implementations take turns, round by round, so that a ratio
 compares what ran in the same moments of a noisy machine.
 
 On a GPU the device itself times what was queued (JAX has no means to ask it), once with operands that the calls before
@@ -26,44 +26,36 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xaffine import backends
-from xaffine.command.children import ChildError, events_of_child, telling
-from xaffine.command.clock import clock_of
-from xaffine.command.files import replace_text
-from xaffine.command.machine import describe_machine
-from xaffine.command.terminal import print_table, progress_bar
+from xaffine._command.clock import clock_of
+from xaffine._command.files import replace_text
+from xaffine._command.machine import describe_machine
+from xaffine._command.target import TargetError, import_target
+from xaffine._command.terminal import print_table, progress_bar
+from xaffine._command.worker import WorkerError, emitter, run_worker
 from xaffine.layer import AffineLayer
-from xaffine.testing import peers
+from xaffine.testing.checks import last_user_line
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable
 
+    from xaffine._command.clock import Clock
     from xaffine.backends import Array, Backend
-    from xaffine.command.clock import Clock
 
 __all__ = ["DESCRIPTION", "GRID", "HELP", "add_arguments", "compare", "run", "teraflops"]
 
 HELP = "time the layer beside the bare matrix products and other implementations"
 DESCRIPTION = """\
-Time forward, backward, and both in a row, for a grid of shapes, beside the bare matrix products of each library into
-ready memory (the limit), and beside other implementations where they are installed. Every row is the median of
-interleaved rounds."""
+Time forward, backward, and both in a row, for a grid of shapes, beside the bare matrix products of the library into
+ready memory (the limit), and beside implementations of your own. Every row is the median of interleaved rounds. TARGET
+names what is called as make(W, b) with arrays of the backend, as for xaffine check, which says whether it is right."""
 
 GRID = (
     (1, 8, 8), (32, 64, 64), (64, 512, 512), (256, 784, 100), (1024, 1024, 1024), (65536, 64, 32), (65536, 784, 10),
     (262144, 32, 32), (4096, 2048, 2048),
 )  # fmt: skip
 
-# What runs in one process: a backend, and the implementations that take its arrays.
-_GROUPS: dict[str, tuple[str, dict[str, Any]]] = {
-    "numpy": ("numpy", {"classic class": peers.Classic}),
-    "thinc": ("numpy", {"thinc Linear": peers.thinc_linear}),
-    "torch": ("torch", {"nn.Linear + autograd": peers.torch_module}),
-    "torch.compile": ("torch", {"torch.compile(nn.Linear)": peers.torch_compiled}),
-    "jax": ("jax", {"jax.jit by hand": peers.jax_jit}),
-    "cupy": ("cupy", {}),
-}
-_ON_REQUEST = ("torch.compile",)  # it compiles for half a minute, with tools that a machine may lack
+_BACKENDS = ("numpy", "torch", "jax", "cupy")  # whose products into ready memory are known here
 _WHAT = {"forward": 2, "backward": 4, "both": 6}  # and how many operations it has, in units of N·n·m
 _LARGE = 8192  # the square product that shows the rate of a card
 _SILENCE = 600.0  # seconds without a sign of life from a process
@@ -72,10 +64,13 @@ _SILENCE = 600.0  # seconds without a sign of life from a process
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``xaffine bench``."""
     parser.add_argument(
-        "--groups",
+        "--backend",
         nargs="+",
-        choices=_GROUPS,
-        help=f"what to time; by default what is installed here, without {' and '.join(_ON_REQUEST)}",
+        choices=_BACKENDS,
+        help="a process each; by default those that are here, but numpy alone with --beside",
+    )
+    parser.add_argument(
+        "--beside", nargs="+", default=[], metavar="TARGET", help="package.module:factory or file.py:factory"
     )
     parser.add_argument(
         "--shapes", nargs="+", type=_shape, default=list(GRID), metavar="N,n,m", help="by default a grid of nine"
@@ -115,47 +110,54 @@ def run(options: argparse.Namespace) -> int:
                 file=sys.stderr,
             )
             return 2
-    groups = options.groups or [name for name in _GROUPS if name not in _ON_REQUEST and _is_here(name)]
+    names = options.backend or (["numpy"] if options.beside else [name for name in _BACKENDS if _is_here(name)])
     found: dict[str, Any] = {"date": datetime.datetime.now(datetime.UTC).date().isoformat(), **describe_machine()}
     found |= {"rounds": options.rounds, "groups": {}, "rows": []}
     try:
-        exit_code = _measure(options, groups, found)
+        exit_code = _measure(options, names, found)
     finally:  # an interrupt, too, leaves the rows that were measured so far
         _save(found, options.json)
         _print_rows(found)
     if options.plot is not None and found["rows"]:
-        from xaffine.command.plot import draw_ratios
+        from xaffine._command.plot import draw_ratios
 
         draw_ratios(found, options.plot)
     return exit_code
 
 
-def _measure(options: argparse.Namespace, groups: list[str], found: dict[str, Any]) -> int:
-    """Fill in what the groups tell; 2 where one could not be timed, else 0."""
+def _measure(options: argparse.Namespace, names: list[str], found: dict[str, Any]) -> int:
+    """Fill in what the workers emit; 2 where one could not be timed, else 0."""
     exit_code = 0
     steps = len(options.dtype) * len(options.shapes)
-    with progress_bar(len(groups) * steps) as show:
-        for number, group in enumerate(groups):
-            show(group, number * steps)
+    with progress_bar(len(names) * steps) as show:
+        for number, name in enumerate(names):
+            show(name, number * steps)
             arguments = {
-                "group": group,
+                "backend": name,
+                "beside": options.beside,
                 "shapes": options.shapes,
                 "dtypes": options.dtype,
                 "device": options.device,
                 "rounds": options.rounds,
             }
+            why = None
             try:
-                with closing(events_of_child("xaffine.command.bench", arguments, _SILENCE)) as events:
+                with closing(run_worker("xaffine._command.bench", arguments, _SILENCE)) as events:
                     for event in events:
-                        if event.pop("event") == "group":
-                            found["groups"][group] = event
+                        kind = event.pop("event")
+                        if kind == "cannot":
+                            why = event["why"]
+                        elif kind == "group":
+                            found["groups"][name] = event
                         else:
                             found["rows"] += event["rows"]
                             _save(found, options.json)
-                            done = len({(r["dtype"], *r["shape"]) for r in found["rows"] if r["group"] == group})
-                            show(f"{group} {tuple(event['rows'][0]['shape'])}", number * steps + done)
-            except ChildError as error:
-                print(f"xaffine bench could not time {group}: {error}", file=sys.stderr)
+                            done = len({(r["dtype"], *r["shape"]) for r in found["rows"] if r["group"] == name})
+                            show(f"{name} {tuple(event['rows'][0]['shape'])}", number * steps + done)
+            except WorkerError as error:
+                why = str(error)
+            if why is not None:
+                print(f"xaffine bench could not time {name}: {why}", file=sys.stderr)
                 exit_code = 2
     return exit_code
 
@@ -166,11 +168,9 @@ def _save(found: dict[str, Any], file: Path | None) -> None:
         replace_text(file, json.dumps(found, indent=1) + "\n")
 
 
-def _is_here(group: str) -> bool:
-    if group == "thinc" and importlib.util.find_spec("thinc") is None:
-        return False
+def _is_here(name: str) -> bool:
     try:
-        backends.get(_GROUPS[group][0])
+        backends.get(name)
     except (ImportError, RuntimeError):
         return False
     return True
@@ -219,18 +219,24 @@ def _microseconds(seconds: float) -> str:
     return f"{seconds * 1e6:,.0f}" if seconds >= 1e-4 else f"{seconds * 1e6:.3g}"
 
 
-# In the child.
+# In the worker.
 
 
 def compare(
-    group: str, shape: tuple[int, int, int], dtype: str, *, rounds: int, device: Any = None
+    backend: Backend,
+    shape: tuple[int, int, int],
+    dtype: str,
+    *,
+    rounds: int,
+    device: Any = None,
+    beside: dict[str, Callable[[Array, Array], Any]] | None = None,
 ) -> list[dict[str, Any]]:
-    """Time all implementations of a group on one shape, interleaved.
+    """Time the layer, the bare products and other implementations on one shape, interleaved.
 
     Parameters
     ----------
-    group : str
-        One of "numpy", "thinc", "torch", "torch.compile", "jax", "cupy".
+    backend : Backend
+        That of "numpy", "torch", "jax" or "cupy".
     shape : tuple of int
         N, n, m.
     dtype : str
@@ -238,6 +244,13 @@ def compare(
         How often all take turns.
     device : optional
         One of the backend's devices.
+    beside : dict, optional
+        What is called as ``make(W, b)`` for each further implementation, by its name.
+
+    Raises
+    ------
+    TargetError
+        A further implementation raised an exception.
 
     Returns
     -------
@@ -246,10 +259,8 @@ def compare(
         ``median``, ``low`` and ``high`` (quartiles) in seconds; ``ratio`` with its quartiles, to the limit; ``to``, the
         ratio to each of the others.
     """
-    name, others = _GROUPS[group]
-    backend = backends.get(name)
     clock = clock_of(backend, device or backend.devices[0])
-    implementations = _implementations(backend, others, shape, dtype, device)
+    implementations = _implementations(backend, beside or {}, shape, dtype, device)
     counts: dict[tuple[str, str], int] = {}
     samples: dict[tuple[str, str, str], list[float]] = {}
     for implementation, what in itertools.product(implementations, _WHAT):
@@ -278,7 +289,7 @@ def compare(
             for other in implementations
         }
         rows.append({
-            "group": group, "dtype": dtype, "shape": list(shape), "implementation": implementation, "what": what,
+            "group": backend.name, "dtype": dtype, "shape": list(shape), "implementation": implementation, "what": what,
             "cache": cache, "median": median, "low": low, "high": high,
             "ratio_low": ratios["limit"][0], "ratio": ratios["limit"][1], "ratio_high": ratios["limit"][2],
             "to": {other: ratio[1] for other, ratio in ratios.items() if other != implementation},
@@ -300,11 +311,11 @@ def _implementations(
     N, n, m = shape
     rng = np.random.default_rng()
     xp = backend.xp
-    own = backend.dtype(dtype)
+    dtype_of_backend = backend.dtype(dtype)
 
     def fresh(*extents: int) -> Array:
         array = backend.from_numpy(rng.standard_normal(extents, dtype=np.float32), device=device)
-        return xp.astype(array, own)
+        return xp.astype(array, dtype_of_backend)
 
     x, W, b, dy = fresh(N, n), fresh(n, m), fresh(m), fresh(N, m)
 
@@ -320,12 +331,17 @@ def _implementations(
 
         return {"forward": repeat(forward), "backward": repeat(backward), "both": repeat(forward, backward)}
 
-    found = {"limit": calls(*_bare_products(backend, x, W, dy))}
+    found = {"limit": calls(*backend.bare_products(x, W, dy))}
     for name, make in {"xaffine": AffineLayer, **others}.items():
-        layer = make(W, b)
-        layer.forward(x)
+        try:
+            layer = make(W, b)
+            layer.forward(x)
+            _backward(layer, dy)
+        except Exception as error:
+            msg = f"{name} raised {type(error).__name__}: {error}\n  {last_user_line(error)}"
+            raise TargetError(msg) from error
         found[name] = calls(partial(layer.forward, x), partial(_backward, layer, dy))
-    if backend.name != "jax":  # whose arrays are immutable
+    if backend.why_not_writable(W) is None:
         filling = AffineLayer(W, b)
         buffers = tuple(map(xp.empty_like, (x, W, b)))
         filling.forward(x)
@@ -339,38 +355,23 @@ def _backward(layer: Any, dy: Array, **options: Any) -> tuple[Array, Array]:
     return layer.backward(dy, **options), layer.dW
 
 
-def _bare_products(backend: Backend, x: Array, W: Array, dy: Array) -> tuple[Callable[[], Any], Callable[[], Any]]:
-    """The three matrix products of the layer and nothing else, into ready memory where the library has it."""
-    xp = backend.xp
-    if backend.name == "jax":
-        import jax
-
-        forward = jax.jit(xp.matmul)
-        backward = jax.jit(lambda dy, x, W: (dy @ W.T, x.T @ dy))
-        return lambda: forward(x, W), lambda: backward(dy, x, W)
-    matmul = importlib.import_module(backend.name).matmul
-    y, dx, dW = xp.empty_like(dy), xp.empty_like(x), xp.empty_like(W)
-    return lambda: matmul(x, W, out=y), lambda: (matmul(dy, W.T, out=dx), matmul(x.T, dy, out=dW))
-
-
-def _child(arguments: dict[str, Any]) -> None:
-    with telling() as tell:
-        group = arguments["group"]
-        backend = backends.get(_GROUPS[group][0])
+def _work(arguments: dict[str, Any]) -> None:
+    backend = backends.get(arguments["backend"])
+    with emitter() as emit:
         if "float64" in arguments["dtypes"]:
             backend.use_full_precision()
         device = None if arguments["device"] is None else backend.device(arguments["device"])
-        version = importlib.metadata.version("thinc") if group == "thinc" else backend.version
         clock = clock_of(backend, device or backend.devices[0])
-        facts = {"version": version, "device": str(device or backend.devices[0]), "clock": clock.name}
-        rates = {d: _rate(backend, d, device, clock) for d in arguments["dtypes"] if clock.flush is not None}
-        tell("group", **facts, threads=_threads(backend), rates=rates)
-        for dtype in arguments["dtypes"]:
-            for shape in arguments["shapes"]:
-                if group == "thinc" and dtype != "float32":
-                    continue  # thinc computes in float32
-                rows = compare(group, tuple(shape), dtype, rounds=arguments["rounds"], device=device)
-                tell("rows", rows=rows)  # at once: no table has a part of a shape
+        facts = {"version": backend.version, "device": str(device or backend.devices[0]), "clock": clock.name}
+        try:
+            beside = {target: import_target(target) for target in arguments["beside"]}
+            rates = {d: _rate(backend, d, device, clock) for d in arguments["dtypes"] if clock.flush is not None}
+            emit("group", **facts, threads=_threads(backend), rates=rates)
+            for dtype, shape in itertools.product(arguments["dtypes"], arguments["shapes"]):
+                rows = compare(backend, tuple(shape), dtype, rounds=arguments["rounds"], device=device, beside=beside)
+                emit("rows", rows=rows)  # at once: no table has a part of a shape
+        except TargetError as error:
+            emit("cannot", why=str(error))
 
 
 def _rate(backend: Backend, dtype: str, device: Any, clock: Clock, size: int = _LARGE) -> float:
@@ -387,4 +388,4 @@ def _threads(backend: Backend) -> str:
 
 
 if __name__ == "__main__":
-    _child(json.loads(sys.argv[1]))
+    _work(json.loads(sys.argv[1]))

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 from typing import Any
 
-__all__ = ["describe_machine", "own_version"]
+from xaffine import __version__
 
-
-def own_version() -> str:
-    """The version of xaffine that is installed; "not installed" where it runs from its source."""
-    try:
-        return importlib.metadata.version("xaffine")
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
+__all__ = ["describe_machine"]
 
 
 def describe_machine() -> dict[str, Any]:
     """Describe versions, cores, and the BLAS of NumPy, as JSON has them."""
     machine = {
-        "xaffine": own_version(),
+        "xaffine": __version__,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "cores": os.cpu_count(),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from xaffine.storage import replacing
+from xaffine._storage import replacing
 
 if TYPE_CHECKING:
     from pathlib import Path

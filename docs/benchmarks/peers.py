@@ -1,7 +1,8 @@
 """Other implementations of the affine layer, in the form that the verifier and the benchmark take.
 
 Each is the usual way to write the layer with its library, and declares in ``supports`` what it does not claim.
-``xaffine check xaffine.testing.peers:torch_linear --backend torch`` verifies one of them.
+``xaffine check docs/benchmarks/peers.py:torch_linear --backend torch`` verifies one of them, and
+``xaffine bench --backend torch --beside docs/benchmarks/peers.py:torch_module`` times one.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Classic", "jax_jit", "jax_vjp", "thinc_linear", "torch_linear", "torch_module"]
+__all__ = [
+    "Classic", "jax_functions", "jax_jit", "jax_vjp", "thinc_linear", "torch_compiled", "torch_linear", "torch_module",
+]  # fmt: skip
 
 
 class Classic:
@@ -158,7 +161,7 @@ def jax_jit(W: Any, b: Any = None) -> Any:
     W : jax.Array, shape (n, m)
     b : jax.Array, shape (m,), optional
     """
-    forward, backward = _jax_functions()
+    forward, backward = jax_functions()
 
     def differentiate(x: Any, W: Any, b: Any = None) -> Any:
         return forward(x, W, b), lambda dy: backward(dy, x, W)
@@ -167,7 +170,7 @@ def jax_jit(W: Any, b: Any = None) -> Any:
 
 
 @functools.cache
-def _jax_functions() -> Any:
+def jax_functions() -> Any:
     """Compiled once for all layers."""
     import jax
 

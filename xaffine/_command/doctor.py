@@ -1,7 +1,7 @@
 """The doctor: which array libraries are here, does the layer compute verified gradients on each, and how fast.
 
-``python -m xaffine.command.doctor NAME`` prints the examination of one backend as JSON. The command runs that for every
-backend, each in a process of its own: thread pools of several libraries in one process slow each other down.
+``python -m xaffine._command.doctor NAME`` emits the examination of one backend. The command runs it for every backend,
+each in a process of its own: thread pools of several libraries in one process slow each other down.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xaffine import backends
-from xaffine.command.children import ChildError, answer_of_child, telling
-from xaffine.command.machine import describe_machine
-from xaffine.command.speed import find_lost_speed
-from xaffine.command.terminal import print_table, progress_bar
+from xaffine._command.machine import describe_machine
+from xaffine._command.speed import find_lost_speed
+from xaffine._command.terminal import print_table, progress_bar
+from xaffine._command.worker import WorkerError, emitter, result_of_worker
 from xaffine.functional import affine_vjp
 from xaffine.layer import AffineLayer
 from xaffine.testing.cases import make_case
@@ -31,10 +31,14 @@ if TYPE_CHECKING:
     from xaffine.backends import Backend
 
 __all__ = [
-    "add_arguments", "blank_report", "examine", "examine_in_child", "measure_throughput", "run", "verify",
+    "TooSlowError", "add_arguments", "blank_report", "examine", "examine_in_worker", "measure_throughput", "run",
+    "verify",
 ]  # fmt: skip
 
 _TIME_LIMIT = 300  # seconds for one backend
+# N = n = m of the products that show the rate of a machine: the same for all libraries, so that their rates compare.
+_CPU_SIZE, _GPU_SIZE = 1024, 4096
+_PASS_LIMIT = 5.0  # seconds for one forward and backward of that size
 
 # x, n_batch_axes and m of the cases: a batch, a tensor with several batch axes, one vector, an empty batch.
 _SHAPES = (((17, 13), 1, 7), ((3, 2, 2, 5), 2, 9), ((11,), 0, 4), ((0, 3), 1, 2))
@@ -61,11 +65,11 @@ def run(options: argparse.Namespace) -> int:
         with progress_bar(len(names) + 1) as show:
             for done, name in enumerate(names):
                 show(f"examining {name}", done)
-                reports.append(examine_in_child(name))
+                reports.append(examine_in_worker(name))
             show("looking for lost speed", len(names))
             try:
                 machine["lost_speed"] = find_lost_speed()
-            except ChildError as error:
+            except WorkerError as error:
                 print(f"xaffine could not look for lost speed: {error}", file=sys.stderr)
     finally:  # an interrupt, too, leaves what was found so far
         if options.json:
@@ -76,13 +80,13 @@ def run(options: argparse.Namespace) -> int:
     return 1 if "wrong" in found else 3 if "not finished" in found else 0
 
 
-def examine_in_child(name: str, time_limit: float = _TIME_LIMIT) -> dict[str, Any]:
+def examine_in_worker(name: str, time_limit: float = _TIME_LIMIT) -> dict[str, Any]:
     """Examine a backend in a process of its own, whose early end or hang gives the status "not finished"."""
     if name not in backends.installed():
         return examine(name)
     try:
-        report: dict[str, Any] = answer_of_child("xaffine.command.doctor", {"name": name}, time_limit)["report"]
-    except ChildError as error:
+        report: dict[str, Any] = result_of_worker("xaffine._command.doctor", {"name": name}, time_limit)["report"]
+    except WorkerError as error:
         note = f"no answer within {time_limit} s" if error.timed_out else str(error)
         return blank_report(name, status="not finished", note=note)
     return report
@@ -120,6 +124,8 @@ def examine(name: str) -> dict[str, Any]:
         return {**report, "status": "unusable", "note": f"{type(error).__name__}: {error}"}
     try:
         report["throughput"] = measure_throughput(backend)
+    except TooSlowError as error:
+        report["note"] = f"throughput not measured: {error}"
     except Exception as error:  # out of memory, say, which leaves the gradients right
         report["note"] = f"throughput not measured: {type(error).__name__}: {error}"
     return report
@@ -163,8 +169,12 @@ def verify(backend: Backend, dtypes: list[str], make: Callable[..., Any] = Affin
     return worst
 
 
+class TooSlowError(Exception):
+    """A library would take too long to show its rate."""
+
+
 def measure_throughput(backend: Backend, seconds: float = 1.0) -> dict[str, float]:
-    """Time forward and backward of square float32 layers beside their three bare matrix products.
+    """Time forward and backward of a square float32 layer beside their three bare matrix products.
 
     Parameters
     ----------
@@ -176,7 +186,13 @@ def measure_throughput(backend: Backend, seconds: float = 1.0) -> dict[str, floa
     Returns
     -------
     dict
-        ``size`` is N = n = m, ``layer`` and ``matmul`` are medians in GFLOP/s of interleaved rounds.
+        ``size`` is N = n = m, 1024 on a CPU and 4096 on a GPU; ``layer`` and ``matmul`` are medians in GFLOP/s of
+        interleaved rounds.
+
+    Raises
+    ------
+    TooSlowError
+        One forward and backward of that size would take more than 5 seconds.
     """
     xp = backend.xp
 
@@ -188,26 +204,35 @@ def measure_throughput(backend: Backend, seconds: float = 1.0) -> dict[str, floa
         x_T, W_T = xp.matrix_transpose(x), xp.matrix_transpose(W)
         return xp.matmul(x, W), xp.matmul(dy, W_T), xp.matmul(x_T, dy)
 
-    def time_of(function: Callable[..., Any]) -> float:
+    def time_of(function: Callable[..., Any], operands: list[Any]) -> float:
         start = time.perf_counter()
         for result in function(*operands):
             backend.wait(result)
         return time.perf_counter() - start
 
-    # Grow until one warm pass takes a hundredth of the time, so that overheads count little.
-    size = 32
+    target = _GPU_SIZE if backend.is_gpu(backend.devices[0]) else _CPU_SIZE
+    size = target // 8
     while True:
         rng = np.random.default_rng(size)
         shapes = ((size, size), (size, size), (size,), (size, size))
         operands = [backend.from_numpy(rng.standard_normal(shape, dtype=np.float32)) for shape in shapes]
-        time_of(layer)
-        if min(time_of(matmul) for _ in range(3)) > seconds / 100 or size == 4096:
+        for function in (layer, matmul):  # compiles, starts threads, makes memory ready
+            time_of(function, operands)
+        if size == target:
             break
+        # Twice the size takes at most eight times as long, so no step of this search takes long.
+        taken = time_of(layer, operands)
+        if 8 * taken > _PASS_LIMIT:
+            msg = (
+                f"forward and backward at N = n = m = {size} take {taken:.2g} s, too long for the {target} at which "
+                "rates are compared"
+            )
+            raise TooSlowError(msg)
         size *= 2
-    pairs = [(time_of(layer), time_of(matmul))]
+    pairs = [(time_of(layer, operands), time_of(matmul, operands))]
     end = time.perf_counter() + seconds
     while time.perf_counter() < end:
-        pairs.append((time_of(layer), time_of(matmul)))
+        pairs.append((time_of(layer, operands), time_of(matmul, operands)))
     gflop = 6e-9 * size**3
     medians = [gflop / statistics.median(times) for times in zip(*pairs, strict=True)]
     return {"size": size, "layer": medians[0], "matmul": medians[1]}
@@ -253,10 +278,10 @@ def _device_name(device: Any) -> str:
     return "cpu" if str(device) == object.__repr__(device) else str(device).strip("<>")
 
 
-def _child(arguments: dict[str, Any]) -> None:
-    with telling() as tell:
-        tell("examined", report=examine(arguments["name"]))
+def _work(arguments: dict[str, Any]) -> None:
+    with emitter() as emit:
+        emit("examined", report=examine(arguments["name"]))
 
 
 if __name__ == "__main__":
-    _child(json.loads(sys.argv[1]))
+    _work(json.loads(sys.argv[1]))

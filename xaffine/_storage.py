@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xaffine.backends import Array, Backend, backend_of, dtype_name
-from xaffine.shapes import check_parameters
+from xaffine._checks import check_parameters
+from xaffine.backends import Array, Backend, backend_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -257,7 +257,8 @@ def _library() -> ModuleType:
 
 def _host(name: str, array: Array) -> tuple[str, np.ndarray]:
     """The dtype of an array, and its bits as contiguous, little-endian NumPy: not copied, if they are that already."""
-    dtype, values = dtype_name(array.dtype), backend_of(array).to_numpy(array)
+    backend = backend_of(array)
+    dtype, values = backend.dtype_name(array.dtype), backend.to_numpy(array)
     if dtype not in _DTYPES.values():
         msg = f"the safetensors format has no {dtype}, the dtype of {name}. Cast first: layer.to(..., dtype=...)"
         raise TypeError(msg)

@@ -1,25 +1,23 @@
 """``xaffine check``: put any implementation of the affine layer through all properties.
 
-The implementation runs in a process of its own, ``python -m xaffine.command.check``, which tells what it does in lines
-of JSON: neither a crash nor a hang of a kernel ends the command without a word on which case it was.
+The implementation runs in a process of its own, ``python -m xaffine._command.check``, which reports what it does as
+events: neither a crash nor a hang of a kernel ends the command without a word on which case it was.
 """
 
 from __future__ import annotations
 
-import importlib
 import json
-import os
 import sys
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from xaffine import backends
-from xaffine.command.children import ChildError, events_of_child, telling
-from xaffine.command.machine import describe_machine
-from xaffine.command.terminal import print_table, progress_bar
+from xaffine._command.machine import describe_machine
+from xaffine._command.target import TargetError, import_target
+from xaffine._command.terminal import print_table, progress_bar
+from xaffine._command.worker import WorkerError, emitter, run_worker
 from xaffine.testing.bounds import Summation
 from xaffine.testing.cases import FEATURES
-from xaffine.testing.checks import last_user_line
 from xaffine.testing.runner import Plan, describe_failure
 
 if TYPE_CHECKING:
@@ -37,12 +35,14 @@ true to the calculus, and to its contract. TARGET names what is called as make(W
 forward(x) -> y and backward(dy) -> dx, which leaves dW and db in attributes. Exit code 0: right, 1: wrong, 2: could not
 run, 3: not finished, and nothing wrong was seen until then."""
 
-_GRACE = 10.0  # seconds beyond the time limit, in which the child can still say itself what hung
+_GRACE = 10.0  # seconds beyond the time limit, in which the worker can still report by itself what hung
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``xaffine check``."""
-    parser.add_argument("target", metavar="TARGET", help="package.module:factory, for example layers:AffineLayer")
+    parser.add_argument(
+        "target", metavar="TARGET", help="package.module:factory or file.py:factory, for example layers:AffineLayer"
+    )
     parser.add_argument("--backend", default="numpy", metavar="NAME", help=f"one of {', '.join(backends.names())}")
     parser.add_argument("--device", help="one of the backend's devices, for example cuda:0; gpu is its first GPU")
     parser.add_argument("--dtype", nargs="+", default=["float32"], help="of the operands; several are mixed")
@@ -63,27 +63,23 @@ def run(options: argparse.Namespace) -> int:
     report: dict[str, Any] = {"target": options.target, "properties": [], "why": "interrupted"}
     try:
         _watch(options, report)
-    except _CannotRunError as error:
+    except TargetError as error:
         print(f"xaffine check could not run: {error}", file=sys.stderr)
         return 2
     finally:  # an interrupt, too, leaves what was found so far
-        _tell(report, options)
+        _print_or_dump(report, options)
     if any(result["finished"] and not result["holds"] for result in report["properties"]):
         return 1
     return 3 if report["not_finished"] else 0
 
 
-class _CannotRunError(Exception):
-    """There is nothing to check."""
-
-
 def _watch(options: argparse.Namespace, report: dict[str, Any]) -> None:
-    """Run the child, show its progress, and fill in the report with what it tells."""
+    """Run the worker, show its progress, and fill in the report from its events."""
     arguments = {name: value for name, value in vars(options).items() if name not in ("run", "json")}
     latest: dict[str, Any] = {}
     why_not = "its process ended before anything was checked"
-    child = events_of_child("xaffine.command.check", arguments, min(options.time_limit, 1e6) + _GRACE)
-    with progress_bar(1) as show, closing(child) as events:
+    worker = run_worker("xaffine._command.check", arguments, min(options.time_limit, 1e6) + _GRACE)
+    with progress_bar(1) as show, closing(worker) as events:
         try:
             for event in events:
                 kind = event.pop("event")
@@ -98,7 +94,7 @@ def _watch(options: argparse.Namespace, report: dict[str, Any]) -> None:
                 else:
                     report["properties"].append(event)
             report["why"] = "the others ran no full number of cases in time"
-        except ChildError as error:
+        except WorkerError as error:
             reason = str(error)
             if error.timed_out:
                 reason = f"no answer within {options.time_limit:g} s, and none to an interrupt"
@@ -108,10 +104,10 @@ def _watch(options: argparse.Namespace, report: dict[str, Any]) -> None:
                 report["properties"].append({**latest, **blank, "reason": reason})
             report["why"] = reason
     if "backend" not in report:
-        raise _CannotRunError(why_not)
+        raise TargetError(why_not)
 
 
-def _tell(report: dict[str, Any], options: argparse.Namespace) -> None:
+def _print_or_dump(report: dict[str, Any], options: argparse.Namespace) -> None:
     """Print the report, if there is a plan with which it can be compared."""
     if "backend" not in report:
         return
@@ -123,14 +119,14 @@ def _tell(report: dict[str, Any], options: argparse.Namespace) -> None:
 
 
 def _complete(report: dict[str, Any], options: argparse.Namespace) -> None:
-    """Compare what was told with what there must be: every property, in so many cases or until one failed."""
+    """Compare the results with what there must be: every property, in that many cases or until one failed."""
     labels, why = report.pop("parts"), report.pop("why")
-    told = {result["property"]: result for result in report["properties"]}
-    report["gaps"] += [f"{label} (not reached)" for label in labels if label not in told]
+    by_label = {result["property"]: result for result in report["properties"]}
+    report["gaps"] += [f"{label} (not reached)" for label in labels if label not in by_label]
     checked = [
         label for label in labels
-        if label in told and told[label]["finished"]
-        and (not told[label]["holds"] or told[label]["examples"] == options.examples)
+        if label in by_label and by_label[label]["finished"]
+        and (not by_label[label]["holds"] or by_label[label]["examples"] == options.examples)
     ]  # fmt: skip
     report["not_finished"] = None
     if checked != labels:
@@ -164,14 +160,14 @@ def _print_report(report: dict[str, Any]) -> None:
         print(f"\nnot finished: {report['not_finished']}")
 
 
-def _child(arguments: dict[str, Any]) -> None:
-    """Check the target, and tell of it on the standard output that this process was started with."""
-    with telling() as tell:
+def _work(arguments: dict[str, Any]) -> None:
+    """Check the target and emit what is found."""
+    with emitter() as emit:
         try:
-            make = _import_target(arguments["target"])
+            make = import_target(arguments["target"])
             plan = Plan(
                 make,
-                xp=arguments["backend"],
+                backend=arguments["backend"],
                 device=arguments["device"],
                 dtype=arguments["dtype"],
                 max_examples=arguments["examples"],
@@ -182,45 +178,22 @@ def _child(arguments: dict[str, Any]) -> None:
                 summation=Summation(factors="tf32", cuts=True) if arguments["tf32"] else None,
                 target=arguments["target"],
             )
-        except (_CannotRunError, ImportError, RuntimeError, TypeError, ValueError) as error:
-            tell("cannot", why=str(error))
+        except (TargetError, ImportError, RuntimeError, TypeError, ValueError) as error:
+            emit("cannot", why=str(error))
             return
         if not plan.parts:
-            tell("cannot", why=f"nothing is left to check; not tested: {'; '.join(plan.gaps)}")
+            emit("cannot", why=f"nothing is left to check; not tested: {'; '.join(plan.gaps)}")
             return
         report = plan.report([])
         facts = {name: getattr(report, name) for name in ("backend", "version", "device", "dtypes", "seed", "gaps")}
-        tell("plan", **facts, parts=[part.label for part in plan.parts])
+        emit("plan", **facts, parts=[part.label for part in plan.parts])
 
         def progress(part: Part, examples: int, case: Case) -> None:
-            tell("case", **part.facts, examples=examples, code=plan.code(part, case))
+            emit("case", **part.facts, examples=examples, code=plan.code(part, case))
 
         for result in plan.run(progress):
-            tell("result", **result.to_dict())
-
-
-def _import_target(target: str) -> Any:
-    module_name, colon, path = target.partition(":")
-    if not colon or not module_name or not path:
-        msg = f"TARGET is package.module:factory, for example layers:AffineLayer; it came as {target!r}"
-        raise _CannotRunError(msg)
-    try:
-        thing: Any = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        msg = f"no module named {error.name!r} can be imported from {os.getcwd()}, for the target {target!r}"  # noqa: PTH109
-        raise _CannotRunError(msg) from error
-    except (Exception, SystemExit) as error:
-        msg = f"importing {module_name} raised {type(error).__name__}: {error}\n  {last_user_line(error)}"
-        raise _CannotRunError(msg) from error
-    for name in path.split("."):
-        if not hasattr(thing, name):
-            public = [other for other in dir(thing) if not other.startswith("_")]
-            others = [other for other in public if callable(getattr(thing, other, None))]
-            msg = f"{module_name} has no {path!r}; what it has that can be called: {', '.join(others) or 'nothing'}"
-            raise _CannotRunError(msg)
-        thing = getattr(thing, name)
-    return thing
+            emit("result", **result.to_dict())
 
 
 if __name__ == "__main__":
-    _child(json.loads(sys.argv[1]))
+    _work(json.loads(sys.argv[1]))

@@ -1,0 +1,251 @@
+"""The array libraries that xaffine knows: which are here, and one by name.
+
+>>> from xaffine import backends
+>>> backend = backends.get("numpy")
+>>> x = backend.xp.ones((2, 3))
+>>> backend.to_numpy(x).shape
+(2, 3)
+
+The layer finds the backend of the arrays that it is given. What is known of a library is in the file of that name
+beside this one, which is imported when the first array of the library comes.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from typing import Any, Literal, TypeAlias
+
+import array_api_compat
+import numpy as np
+
+from xaffine.backends.standard import Array, Backend
+
+__all__ = ["Array", "Backend", "backend_of", "get", "installed", "move", "names"]
+
+Name: TypeAlias = Literal["numpy", "cupy", "torch", "jax", "dask", "array-api-strict", "ndonnx", "sparse"]
+"""The name of a backend."""
+
+# A new library is one entry here, with the command that installs it, and a file of that name.
+_INSTALL = {
+    "numpy": "pip install numpy",
+    "cupy": 'pip install "xaffine[cuda13]" (or "xaffine[cuda12]", after the CUDA that your driver offers)',
+    "torch": 'pip install "xaffine[torch]"',
+    "jax": 'pip install "xaffine[jax]"',
+    "dask": 'pip install "xaffine[dask]"',
+    "array-api-strict": "pip install array-api-strict",
+    "ndonnx": "pip install ndonnx onnxruntime",
+    "sparse": "pip install sparse",
+}
+_FILES = {name.replace("-", "_"): name for name in _INSTALL}
+_OTHERS: dict[str, Backend] = {}  # by the namespace, for libraries without a file
+# By the type of an array, since finding it out takes microseconds. The type alone will not do for the tangents that JAX
+# gives integers: they are NumPy arrays, of a dtype of JAX's own.
+_BY_TYPE: dict[type, Backend] = {}
+
+
+def names() -> tuple[str, ...]:
+    """The names of all backends in the registry, installed or not.
+
+    Returns
+    -------
+    tuple of str
+        In the order of the registry.
+
+    Examples
+    --------
+    >>> names()
+    ('numpy', 'cupy', 'torch', 'jax', 'dask', 'array-api-strict', 'ndonnx', 'sparse')
+    """
+    return tuple(_INSTALL)
+
+
+def installed() -> tuple[str, ...]:
+    """The names of the backends whose library is installed here; nothing is imported to find out.
+
+    Returns
+    -------
+    tuple of str
+        In the order of the registry. What they run on, a GPU say, may still be missing.
+
+    Examples
+    --------
+    >>> "numpy" in installed()
+    True
+    """
+    return tuple(name for file, name in _FILES.items() if importlib.util.find_spec(file))
+
+
+def get(name: str) -> Backend:
+    """The backend of that name, imported and usable.
+
+    Parameters
+    ----------
+    name : str
+        One of `names`.
+
+    Returns
+    -------
+    Backend
+        Its library is imported.
+
+    Raises
+    ------
+    ValueError
+        No backend has that name.
+    ImportError
+        The library is not installed, with the command that installs it, or its import fails.
+    RuntimeError
+        The library is there and what it runs on is not: CuPy without a CUDA device.
+
+    Examples
+    --------
+    >>> from xaffine import backends
+    >>> xp = backends.get("numpy").xp
+    >>> xp.ones((2, 3)).shape
+    (2, 3)
+    """
+    if name not in _INSTALL:
+        msg = f"no backend is called {name!r}; the backends are {', '.join(_INSTALL)}"
+        raise ValueError(msg)
+    file = name.replace("-", "_")
+    if importlib.util.find_spec(file) is None:
+        msg = f"the backend {name!r} is not installed; to get it: {_INSTALL[name]}"
+        raise ModuleNotFoundError(msg, name=file)
+    try:
+        backend = _of_file(file)
+        backend.xp  # noqa: B018 - which imports it
+    except ImportError as error:
+        msg = f"the backend {name!r} is installed and cannot be imported ({error}); to renew it: {_INSTALL[name]}"
+        raise ImportError(msg, name=file) from error
+    if missing := backend.why_unusable():
+        msg = (
+            f"the backend {name!r} is installed ({backend.version}) and finds {missing}: it needs an NVIDIA GPU "
+            f"and a driver as new as its CUDA (`nvidia-smi` lists both); for an older driver {backend.install}; "
+            f"without a GPU, use xaffine.backends.get('numpy')"
+        )
+        raise RuntimeError(msg)
+    return backend
+
+
+def backend_of(array: Array) -> Backend:
+    """The backend that an array belongs to.
+
+    Parameters
+    ----------
+    array
+        Of any library that conforms to the standard.
+
+    Returns
+    -------
+    Backend
+        One of `names`; for a library that is not among them, one that knows nothing but the standard.
+
+    Raises
+    ------
+    TypeError
+        It is no array of the standard: a list, a Python number, a NumPy scalar, a masked array, a matrix.
+
+    Examples
+    --------
+    >>> backend_of(np.ones(2))
+    <xaffine backend 'numpy'>
+    """
+    kind = type(array)
+    is_tangent = kind is np.ndarray and array.dtype.names is not None
+    if kind in _BY_TYPE and not is_tangent:
+        return _BY_TYPE[kind]
+    if isinstance(array, (np.generic, np.matrix, np.ma.MaskedArray)):  # a tuple: Dynamo traces no union
+        msg = f"{kind.__name__} does not follow the array API standard"
+        raise TypeError(msg)
+    xp = array_api_compat.array_namespace(array)
+    backend = _of_namespace(xp.__name__)
+    if type(backend) is Backend:
+        backend.xp = xp  # which need not be found by its name
+    if not is_tangent:
+        _BY_TYPE[kind] = backend
+    return backend
+
+
+def _of_namespace(namespace: str) -> Backend:
+    """The backend of a namespace: that of its library's file, if there is one."""
+    file = namespace.removeprefix("array_api_compat.").partition(".")[0]
+    if file in _FILES:
+        return _of_file(file)
+    return _OTHERS.setdefault(namespace, Backend(namespace))
+
+
+def _of_file(file: str) -> Backend:
+    if file == "torch":  # an import statement, since Dynamo traces no importlib.import_module
+        from xaffine.backends.torch import BACKEND
+
+        return BACKEND
+    return importlib.import_module(f"xaffine.backends.{file}").BACKEND  # type: ignore[no-any-return]
+
+
+def move(array: Array, backend: Backend, *, device: Any = None, dtype: str | None = None) -> Array:
+    """Bring an array to a library, a device and a dtype: by DLPack where both libraries have it, else by the host.
+
+    Parameters
+    ----------
+    array
+        Of any backend; a lazy one is computed.
+    backend : Backend
+        Where to.
+    device : optional
+        One of the backend's devices; by default where the array is, also in another library if it has that GPU; else
+        the default one.
+    dtype : str, optional
+        By default that of the array.
+
+    Returns
+    -------
+    array
+        The same one where nothing changes, else one with memory of its own.
+
+    Raises
+    ------
+    TypeError
+        As `backend_of`; or a dtype of another kind: integer, real floating, complex floating.
+    ValueError
+        The backend has no such dtype there.
+
+    Examples
+    --------
+    >>> x = np.ones(2)
+    >>> move(x, get("numpy")) is x, move(x, get("numpy"), dtype="float32").dtype.name
+    (True, 'float32')
+    """
+    source = backend_of(array)
+    name = own = source.dtype_name(array.dtype)
+    if dtype is not None:
+        name = dtype
+        if _kind(name) != _kind(own):
+            msg = f"{own} and {name} are dtypes of two kinds: stay among those of {_kind(own)} numbers"
+            raise TypeError(msg)
+    here = source.device_of(array)  # which of a DTensor of torch is a mesh
+    place = here if device is None and source is backend and here in backend.devices else device
+    if name not in backend.dtypes(place):
+        msg = f"{backend.name} has no dtype {name!r}{'' if place is None else f' on {place}'}; it has "
+        raise ValueError(msg + ", ".join(backend.dtypes(place)))
+    if source is not backend:
+        array = _carried(source.whole(array), source, backend, name, device)
+    if device is not None and backend.device_of(array) != device:
+        array = backend.to_device(array, device)
+    with backend.on_device_of(array):
+        return array if backend.dtype_name(array.dtype) == name else backend.xp.astype(array, backend.dtype(name))
+
+
+def _kind(dtype: str) -> str:
+    """Complex, integer or real floating, by the name of a dtype."""
+    return "complex" if dtype.startswith("complex") else "integer" if "int" in dtype else "floating"
+
+
+def _carried(array: Array, source: Backend, backend: Backend, dtype: str, device: Any) -> Array:
+    """A copy of an array in another library, on whatever device; by way of the host on that device in that dtype."""
+    try:
+        shared = backend.xp.from_dlpack(array)
+        with backend.on_device_of(shared):
+            return backend.xp.asarray(shared, copy=True)
+    except Exception:  # one of them has no DLPack, or none for this dtype, device, or read-only memory
+        return backend.from_values(np.array(source.to_numpy(array)), dtype, device=device)

@@ -1,0 +1,60 @@
+"""Where arrays lie in memory, for libraries that tell their addresses: whether two of them overlap."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+__all__ = ["Memory", "are_apart", "overlaps_itself", "share_memory"]
+
+
+class Memory:
+    """The addresses of an array: none of its elements lies below `low`, all of them below `high`; strides in bytes."""
+
+    def __init__(
+        self, address: int, shape: Sequence[int], strides: Sequence[int], itemsize: int, *, contiguous: bool
+    ) -> None:
+        self.address, self.contiguous, self.itemsize = address, contiguous, itemsize
+        self.shape, self.strides = tuple(shape), tuple(strides)
+        reaches = [(extent - 1) * stride for extent, stride in zip(self.shape, self.strides, strict=True)]
+        empty = 0 in self.shape
+        self.low = address if empty else address + sum(reach for reach in reaches if reach < 0)
+        self.high = address if empty else address + sum(reach for reach in reaches if reach > 0) + itemsize
+
+    @property
+    def __array_interface__(self) -> dict[str, Any]:
+        """A NumPy view of the addresses, for overlap tests only: the memory may be that of a GPU."""
+        return {
+            "version": 3, "data": (self.address, False), "shape": self.shape, "strides": self.strides,
+            "typestr": f"|V{self.itemsize}",
+        }  # fmt: skip
+
+
+def are_apart(memories: Collection[Memory]) -> bool:
+    """Whether all are blocks without gaps that lie one after the other; if not, it takes a closer look."""
+    blocks = sorted((m.low, m.high) for m in memories if m.contiguous)
+    return len(blocks) == len(memories) and all(high <= low for (_, high), (low, _) in pairwise(blocks))
+
+
+def share_memory(first: Memory, second: Memory) -> bool:
+    """Whether two arrays have an address in common."""
+    if first.high <= second.low or second.high <= first.low:
+        return False
+    return np.shares_memory(np.asarray(first), np.asarray(second))
+
+
+def overlaps_itself(memory: Memory | np.ndarray) -> bool:
+    """Whether two elements of an array have an address in common."""
+    if 0 in memory.shape:
+        return False
+    span = memory.itemsize
+    for stride, extent in sorted((abs(s), e) for s, e in zip(memory.strides, memory.shape, strict=True) if e > 1):
+        if stride < span:
+            return True
+        span += stride * (extent - 1)
+    return False

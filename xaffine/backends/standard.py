@@ -1,0 +1,634 @@
+"""One array library, as the array API standard describes it.
+
+Every question that xaffine has about a library is a method of `Backend`, and is answered here by the standard alone.
+A file beside this one holds what one library does otherwise: a subclass of `Backend`, and nothing else.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import time
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial, reduce
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+
+import array_api_compat
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Sequence
+    from types import ModuleType
+
+__all__ = ["Array", "Backend", "is_known", "shape_text", "written"]
+
+Array: TypeAlias = Any
+"""An array of any library that conforms to the array API standard."""
+
+_KINDS = ("integral", "real floating", "complex floating")
+LARGER_THAN_CACHES = 256 << 20  # bytes; the largest L2 cache of a GPU holds half of that
+_STRETCHES = 64  # of an axis, which are added to each other
+
+
+class Backend:
+    """One array library: its namespace, devices and dtypes, the way from and to NumPy, and its products.
+
+    Made by `xaffine.backends.get` and `xaffine.backends.backend_of`; there is one object for each library.
+
+    Parameters
+    ----------
+    namespace : str, optional
+        The name of the module that conforms to the standard, for a library without a file of its own.
+
+    Attributes
+    ----------
+    name : str
+        The name of the backend, such as ``"torch"``.
+    xp : module
+        The array API namespace of the library: ``xp.matmul``, ``xp.float32``, ...
+
+    Examples
+    --------
+    >>> from xaffine.backends import get
+    >>> backend = get("numpy")
+    >>> backend, backend.install, "float32" in backend.dtypes()
+    (<xaffine backend 'numpy'>, 'pip install numpy', True)
+    """
+
+    name: str
+    xp: ModuleType
+    """The array API namespace of the library: ``xp.matmul``, ``xp.float32``, ..."""
+    namespace: str
+    """The name of the module that is its namespace."""
+    halves: ClassVar[tuple[str, ...]] = ()
+    """Half-precision dtypes, which the standard does not list."""
+    inexact: ClassVar[tuple[str, ...]] = ()
+    """Integer dtypes of the standard that are not computed exactly."""
+    fills_unknown: ClassVar[bool] = True
+    """Whether elements of an array can be assigned before all its extents are known."""
+    signs_devices: ClassVar[bool] = True
+    """Whether `signature` depends on the devices of the arrays."""
+    calls_directly: ClassVar[bool] = True
+    """Whether `run` does no more than call the step."""
+    types: frozenset[type] = frozenset()
+    """The types of array that `product` and `sum_rows` of the subclass take; others take those of this class."""
+
+    def __init__(self, namespace: str | None = None) -> None:
+        if namespace is not None:
+            self.namespace = namespace
+            self.name = namespace
+        self.plans: dict[Any, Any] = {}  # what the checks remember of operands, by their signature
+
+    def __repr__(self) -> str:
+        return f"<xaffine backend {self.name!r}>"
+
+    def __reduce__(self) -> Any:
+        from xaffine import backends
+
+        return backends._of_namespace, (self.namespace,)
+
+    # What users ask.
+
+    def __getattr__(self, name: str) -> Any:
+        if name != "xp":
+            msg = f"{type(self).__name__} has no attribute {name!r}"
+            raise AttributeError(msg)
+        # Imported when it is first asked for, since that of NumPy takes longer than all else.
+        self.xp = importlib.import_module(self.namespace)
+        return self.xp
+
+    @property
+    def library(self) -> str:
+        """The name of the library's own top module, such as ``"array_api_strict"``."""
+        return self.namespace.removeprefix("array_api_compat.").partition(".")[0]
+
+    @property
+    def install(self) -> str:
+        """The command that installs the library; empty for a library without a file of its own."""
+        from xaffine import backends
+
+        return backends._INSTALL.get(self.name, "")
+
+    @property
+    def version(self) -> str:
+        """The version of the library."""
+        return str(importlib.import_module(self.library).__version__)
+
+    @property
+    def devices(self) -> list[Any]:
+        """The devices that arrays can be put on, the default one first."""
+        return list(self.xp.__array_namespace_info__().devices())
+
+    def device(self, name: Any) -> Any:
+        """One of `devices`, by its text; ``"gpu"`` is the first GPU.
+
+        Parameters
+        ----------
+        name : str or device
+            Its text, such as ``"cuda:1"``, or the device itself.
+
+        Returns
+        -------
+        device
+            As the library has it.
+
+        Raises
+        ------
+        ValueError
+            There is no such device.
+
+        Examples
+        --------
+        >>> from xaffine.backends import get
+        >>> get("numpy").device("cpu")
+        'cpu'
+        """
+        for device in self.devices:
+            if name in (device, str(device).strip("<>")) or (name == "gpu" and self.is_gpu(device)):
+                return device
+        msg = f"{self.name} has no device {name}; it has {', '.join(str(d).strip('<>') for d in self.devices)}"
+        raise ValueError(msg)
+
+    def is_gpu(self, device: Any) -> bool:
+        """Whether a device is a GPU, by its text.
+
+        Parameters
+        ----------
+        device
+            One of `devices`, or its text.
+
+        Returns
+        -------
+        bool
+            Whether "cuda" or "gpu" is in it.
+
+        Examples
+        --------
+        >>> from xaffine.backends import get
+        >>> get("numpy").is_gpu("cuda:0"), get("numpy").is_gpu("cpu")
+        (True, False)
+        """
+        return any(word in str(device).lower() for word in ("cuda", "gpu"))
+
+    def dtypes(self, device: Any = None) -> list[str]:
+        """Names of the dtypes that the layer runs on, those beside the standard (half precision) included.
+
+        Parameters
+        ----------
+        device : optional
+            One of `devices`; the default one if not given.
+
+        Returns
+        -------
+        list of str
+            Half precision first.
+
+        Examples
+        --------
+        >>> from xaffine.backends import get
+        >>> get("numpy").dtypes()[-4:]
+        ['uint16', 'uint32', 'uint64', 'uint8']
+        """
+        numeric = self.xp.__array_namespace_info__().dtypes(kind="numeric", device=device)
+        missing = {"bool", *self.inexact, *self.missing_on(device)}
+        return [name for name in (*filter(self._has, self.halves), *sorted(numeric)) if name not in missing]
+
+    def _has(self, half: str) -> bool:
+        return hasattr(self.xp, half) or importlib.util.find_spec("ml_dtypes") is not None
+
+    def dtype(self, name: str) -> Any:
+        """The dtype of that name, as this library has it.
+
+        Parameters
+        ----------
+        name : str
+            One of `dtypes`. NumPy and CuPy take their bfloat16 from ml_dtypes.
+
+        Returns
+        -------
+        dtype
+            Of this library.
+
+        Examples
+        --------
+        >>> from xaffine.backends import get
+        >>> get("numpy").dtype("float16") == np.float16
+        True
+        """
+        if hasattr(self.xp, name):
+            return getattr(self.xp, name)
+        return np.dtype(getattr(importlib.import_module("ml_dtypes"), name))
+
+    def from_numpy(self, array: np.ndarray, *, device: Any = None) -> Array:
+        """An array of this library with the values and the dtype of a NumPy array.
+
+        Parameters
+        ----------
+        array : numpy.ndarray
+            Any shape, any of the library's dtypes. The result may share its memory.
+        device : optional
+            One of `devices`; the default one if not given.
+
+        Returns
+        -------
+        array
+            Of the same shape.
+
+        Examples
+        --------
+        >>> from xaffine.backends import get
+        >>> get("numpy").from_numpy(np.ones((2, 3))).shape
+        (2, 3)
+        """
+        return self.xp.asarray(np.asarray(array), device=device)
+
+    def from_values(self, values: np.ndarray, dtype: str, *, device: Any = None) -> Array:
+        """An array of this library with values of NumPy in a dtype, bfloat16 included, and memory of its own.
+
+        Parameters
+        ----------
+        values : numpy.ndarray
+            Any shape; of the kind of `dtype`.
+        dtype : str
+            One of `dtypes`.
+        device : optional
+            One of `devices`; the default one if not given.
+
+        Returns
+        -------
+        array
+            Of the same shape. The values are rounded on the host, the same for every library.
+
+        Examples
+        --------
+        >>> from xaffine.backends import get
+        >>> get("numpy").from_values(np.asarray([1.0, 2.0]), "float16").dtype.name
+        'float16'
+        """
+        host = values.astype("float32" if dtype == "bfloat16" else dtype)
+        native = self.from_numpy(host, device=device)
+        with self.on_device_of(native):
+            return self.xp.astype(native, self.dtype(dtype)) if dtype == "bfloat16" else native
+
+    def to_numpy(self, array: Array) -> np.ndarray:
+        """A NumPy array with the values of an array of this library, from whatever device it is on.
+
+        Parameters
+        ----------
+        array
+            Any shape. A lazy array is computed.
+
+        Returns
+        -------
+        numpy.ndarray
+            Of the same shape and dtype; it may share memory with the array and be read-only. The bfloat16 of
+            torch becomes float32; that of other libraries is one of ml_dtypes. A DTensor of torch is gathered, which
+            all its processes must do together.
+
+        Examples
+        --------
+        >>> from xaffine.backends import get
+        >>> get("numpy").to_numpy(np.ones(2)).tolist()
+        [1.0, 1.0]
+        """
+        return np.asarray(array)
+
+    def to_device(self, array: Array, device: Any) -> Array:
+        """Copy an array to another device of this library.
+
+        Parameters
+        ----------
+        array
+            Any shape.
+        device
+            One of `devices`.
+
+        Returns
+        -------
+        array
+            The same one if it is there already.
+
+        Examples
+        --------
+        >>> from xaffine.backends import get
+        >>> get("numpy").to_device(np.ones(2), "cpu").tolist()
+        [1.0, 1.0]
+        """
+        return array_api_compat.to_device(array, device)
+
+    def wait(self, array: Array) -> None:
+        """Block until an array is computed: what a stopwatch needs. A lazy array is computed and dropped.
+
+        Parameters
+        ----------
+        array
+            Of this library.
+
+        Examples
+        --------
+        >>> from xaffine.backends import get
+        >>> backend = get("numpy")
+        >>> backend.wait(backend.xp.ones(2))  # NumPy has computed it already
+        """
+
+    def use_full_precision(self) -> None:
+        """Make the library compute float32 and float64 products as such, in the whole process.
+
+        JAX by default turns float64 into float32 and may round float32 products to fewer bits on accelerators, torch
+        adds halves up in half precision there; TF32 may have been allowed. A comparison with rounding bounds needs none
+        of it.
+
+        Examples
+        --------
+        >>> from xaffine.backends import get
+        >>> get("numpy").use_full_precision()  # NumPy does nothing else
+        """
+
+    def use_tf32(self) -> None:
+        """Let the library round the factors of float32 products to TF32, in the whole process, on GPUs that have it.
+
+        `use_full_precision` takes it back.
+
+        Examples
+        --------
+        >>> from xaffine.backends import get
+        >>> get("numpy").use_tf32()  # NumPy has no such thing
+        """
+
+    # What is asked of a library. The docstrings say what a library's file may answer otherwise.
+
+    def why_unusable(self) -> str | None:
+        """What the library lacks on this machine to run at all, or None."""
+        return None
+
+    def missing_on(self, device: Any) -> Collection[str]:  # noqa: ARG002 - the subclasses look at it
+        """The names of dtypes that have no products on a device."""
+        return ()
+
+    # What is asked of a dtype.
+
+    @staticmethod
+    def dtype_name(dtype: Any) -> str:
+        """The name of a dtype, as the standard spells it."""
+        # NumPy's text for a foreign byte order is another.
+        return dtype.name if isinstance(dtype, np.dtype) else str(dtype).rpartition(".")[2].lower()
+
+    @staticmethod
+    def is_half(dtype: Any) -> bool:
+        """Whether a dtype is float16 or bfloat16."""
+        return str(dtype).lower().endswith("float16")
+
+    def kind(self, dtype: Any) -> str | None:
+        """The kind of a dtype, in the standard's words; None for bool and for a dtype that no layer has."""
+        try:
+            return next((kind for kind in _KINDS if self.xp.isdtype(dtype, kind)), None)
+        except TypeError:  # NumPy's and CuPy's know the dtypes of NumPy alone
+            return "real floating" if self.is_half(dtype) else None
+
+    def promote(self, *dtypes: Any) -> Any:
+        """The dtype that some dtypes promote to; of a single one, too, since that undoes a foreign byte order."""
+        # Dynamo traces no result_type.
+        return reduce(getattr(self.xp, "promote_types", self.xp.result_type), dtypes, dtypes[0])
+
+    def promotion(self) -> Any:
+        """What the promotion of dtypes depends on beside the dtypes."""
+        return None
+
+    def wide(self, dtype: Any) -> Any:
+        """The dtype in which to add up numbers of a dtype: a running sum of halves stops growing at 1/u."""
+        return self.xp.float32 if self.is_half(dtype) else dtype
+
+    # What is asked of an array.
+
+    def signature(self, *arrays: Any) -> Any:  # noqa: ARG002 - the subclasses look at them
+        """What the checks depend on, as a key of a dictionary; None if the arrays must be looked at each time."""
+        return None
+
+    def why_no_operand(self, name: str, array: Array) -> str | None:  # noqa: ARG002 - likewise
+        """Why an array of this library, of a given name, cannot take part, with the remedy; or None."""
+        return None
+
+    def device_of(self, array: Array) -> Any:
+        """The device that an array is bound to, or None if nothing binds it to one."""
+        return array_api_compat.device(array)
+
+    def on_device_of(self, array: Array) -> AbstractContextManager[Any]:  # noqa: ARG002 - likewise
+        """What to enter before making arrays, so that they are on the device of an array."""
+        return nullcontext()
+
+    def why_not_writable(self, array: Array) -> str | None:
+        """Why the elements of an array cannot be assigned, or None if they can."""
+        if not array_api_compat.is_writeable_array(array):
+            return "it is immutable or read-only"
+        try:
+            array[:0, ...] = array[:0, ...]  # writes nothing, and raises where writing would
+        except Exception:  # each library has its own error for it
+            return "it is immutable or read-only"
+        return None
+
+    def can_fill(self, buffers: Sequence[Array], operands: Sequence[Array | None]) -> bool:  # noqa: ARG002 - likewise
+        """Whether it is clear at once that buffers can be written, and that this changes nothing else.
+
+        If not, `why_not_writable`, `is_recorded`, `share_memory` and `overlaps_itself` tell.
+        """
+        return False
+
+    def overlaps_itself(self, array: Array) -> bool:  # noqa: ARG002 - likewise
+        """Whether two elements of an array share memory; False where the library hides its memory."""
+        return False
+
+    def share_memory(self, first: Array, second: Array) -> bool:
+        """Whether what is written to one array shows in the other; False where the library hides its memory."""
+        return first is second
+
+    def is_recorded(self, array: Array) -> bool:  # noqa: ARG002 - likewise
+        """Whether the library follows what is done with an array, to differentiate it."""
+        return False
+
+    def detached(self, array: Array) -> Array:
+        """The values of an array, in the same memory, without what the library recorded of it."""
+        return array
+
+    def is_copyable(self, array: Array) -> bool:  # noqa: ARG002 - likewise
+        """Whether ``copy.deepcopy`` takes an array; if not, a pickle does."""
+        return True
+
+    def is_lazy(self, array: Array) -> bool:
+        """Whether the values of an array are computed later, if at all."""
+        return bool(array_api_compat.is_lazy_array(array))
+
+    def whole(self, array: Array) -> Array:
+        """An array, of which each process may hold a part, as one array that each of them holds."""
+        return array
+
+    def describe(self, array: Array) -> str:
+        """Dtype, shape, library and device of an array."""
+        device = self.device_of(array)
+        place = self.library if device is None else f"{self.library} on {device}"
+        return f"{self.dtype_name(array.dtype)} {shape_text(array.shape)} ({place})"
+
+    def check_devices(self, **operands: Array) -> None:
+        """Raise a ValueError if some arrays are on two devices."""
+        devices = [device for device in map(self.device_of, operands.values()) if device is not None]
+        if any(device != devices[0] for device in devices[1:]):
+            came = "; ".join(f"{name} is {self.describe(operand)}" for name, operand in operands.items())
+            msg = f"arrays on two devices: {came}. Move them to one first"
+            raise ValueError(msg)
+
+    # How it is timed.
+
+    def stopwatch(self, device: Any) -> tuple[str, Callable[[], Any], Callable[[Any, Any], float], Any]:  # noqa: ARG002 - likewise
+        """How to time what runs on a device, as `Clock` of the benchmark has it.
+
+        What is read, "host" or "device events"; a mark of now; the seconds between two marks; and what empties the
+        caches of the device by writing more than they hold, or None on a CPU.
+        """
+        return "host", time.perf_counter, lambda start, end: end - start, None
+
+    def _flusher(self, device: Any) -> Callable[[], None]:
+        buffer = self.xp.zeros(LARGER_THAN_CACHES, dtype=self.xp.uint8, device=device)
+
+        def flush() -> None:
+            buffer[...] = 1
+            self.wait(buffer)
+
+        return flush
+
+    def bare_products(self, x: Array, W: Array, dy: Array) -> tuple[Callable[[], Any], Callable[[], Any]]:
+        """The products of a forward and of a backward and nothing else, into ready memory where there is such."""
+        matmul = importlib.import_module(self.library).matmul
+        y, dx, dW = map(self.xp.empty_like, (dy, x, W))
+        return lambda: matmul(x, W, out=y), lambda: (matmul(dy, W.T, out=dx), matmul(x.T, dy, out=dW))
+
+    # How the layer computes.
+
+    def run(self, step: Callable[..., Any], plan: Any, *arrays: Any) -> Any:
+        """Call ``step(plan, *arrays)``: a step computes with checked arrays, of which the first is no None."""
+        return step(plan, *arrays)
+
+    def aligned(self, array: Array, like: Array) -> Array:  # noqa: ARG002 - likewise
+        """An array whose rows are split into blocks, if a library does so, as those of another are."""
+        return array
+
+    def reshape(self, array: Array, shape: tuple[Any, ...]) -> Array:
+        """An array in another shape, of which one extent may not be known yet."""
+        if all(map(is_known, shape)):
+            return self.xp.reshape(array, shape)
+        inferred = tuple(extent if is_known(extent) else -1 for extent in shape)
+        if inferred.count(-1) == 1 and 0 not in inferred:  # else -1 would be ambiguous
+            try:
+                return self.xp.reshape(array, inferred)
+            except ValueError:  # Dask does not reshape what it does not know
+                pass
+        msg = (
+            f"an array of shape {shape_text(array.shape)} cannot be reshaped to {shape_text(shape)} before its unknown "
+            f"extents (?) are known. Find them first (in Dask: array.compute_chunk_sizes()), or pass a 2-D x"
+        )
+        raise ValueError(msg)
+
+    def cast(self, array: Array, dtype: Any) -> Array:
+        """An array in a dtype: itself, if it has that."""
+        return array if array.dtype == dtype else self.xp.astype(array, dtype)
+
+    def as_matrix(self, array: Array, shape: tuple[Any, ...] | None, dtype: Any) -> Array:
+        """An array as a matrix in a dtype, which products can read; of a shape, or None if it is a matrix already."""
+        return self.as_operand(array if shape is None else self.reshape(array, shape), dtype)
+
+    def as_operand(self, matrix: Array, dtype: Any) -> Array:
+        """A matrix in a dtype, which products can read."""
+        return self.readable(self.cast(matrix, dtype))
+
+    def restored(self, matrix: Array, shape: tuple[Any, ...] | None, dtype: Any) -> Array:
+        """A result in a dtype, and in the shape that it is wanted in; of None, if it has that already."""
+        matrix = self.cast(matrix, dtype)
+        return matrix if shape is None else self.reshape(matrix, shape)
+
+    def is_readable(self, matrix: Array) -> bool:  # noqa: ARG002 - likewise
+        """Whether products read a matrix as it lies in memory."""
+        return True
+
+    def readable(self, matrix: Array) -> Array:
+        """A matrix that products read as it lies in memory."""
+        return matrix
+
+    def buffer(self, out: Array, shape: tuple[int, ...] | None, dtype: Any) -> Array | None:  # noqa: ARG002 - likewise
+        """A view of `out`, in a shape if one is given, that the primitives can fill with a dtype; or None."""
+        return None
+
+    def primitives(
+        self,
+        *arrays: Array | None,
+        extents: tuple[int | None, ...] = (None,),  # noqa: ARG002 - likewise
+    ) -> tuple[Callable[..., Array], Callable[..., Array]]:
+        """`product` and `sum_rows` for some arrays: those of this class if one is of a type that is not in `types`.
+
+        The extents of all factors, as far as they are known, may decide as well.
+        """
+        if all(array is None or type(array) in self.types for array in arrays):
+            return self.product, self.sum_rows
+        return partial(Backend.product, self), partial(Backend.sum_rows, self)
+
+    def product(self, a: Array, c: Array, bias: Array | None = None, out: Array | None = None) -> Array:
+        """a c + bias, of matrices and a vector of one dtype; in `out`, if that is given: what `buffer` returned."""
+        y = self.matmul(a, c)
+        if bias is not None:
+            y = self.xp.add(y, bias[None, :])  # of two axes: JAX can be told to broadcast no others
+        return written(y, out)
+
+    def sum_rows(self, a: Array, out: Array | None = None) -> Array:
+        """Σ over the rows of a matrix, as a vector of its dtype; in `out`, if that is given."""
+        total = self.sum(a, 0, self.wide(a.dtype))
+        return written(total if total.dtype == a.dtype else self.xp.astype(total, a.dtype), out)
+
+    @staticmethod
+    def transposed(matrix: Array) -> Array:
+        """The transpose of a matrix."""
+        return matrix.T
+
+    def matmul(self, a: Array, c: Array) -> Array:
+        """a c, of matrices or of each pair in two stacks of them."""
+        return self.xp.matmul(a, c)
+
+    def sum(self, array: Array, axis: int, dtype: Any) -> Array:
+        """Σ along an axis, in a dtype: a term is rounded at most 63 (1 + log₆₄ N) times, where a running sum takes N.
+
+        Each round adds 64 stretches of the axis to each other; what does not fill them waits for the next.
+        """
+        xp = self.xp
+        terms = array.shape[axis]
+        while isinstance(terms, int) and terms > _STRETCHES:
+            before, after = array.shape[:axis], array.shape[axis + 1 :]
+            length = terms // _STRETCHES
+            whole, rest = (
+                array[(slice(None),) * axis + (some, ...)]
+                for some in (slice(_STRETCHES * length), slice(_STRETCHES * length, None))
+            )
+            stretches = xp.reshape(whole, (*before, _STRETCHES, length, *after))
+            array = xp.concat([xp.sum(stretches, axis=axis, dtype=dtype), xp.astype(rest, dtype)], axis=axis)
+            terms = array.shape[axis]
+        return xp.sum(array, axis=axis, dtype=dtype)
+
+    def squared_lengths(self, array: Array) -> Array:
+        """Σ ``|a|²`` along the last axis."""
+        squares = self.xp.vecdot(array, array)
+        return self.xp.real(squares) if self.kind(squares.dtype) == "complex floating" else squares
+
+
+def is_known(extent: Any) -> bool:
+    """Whether a lazy library knows an extent yet: else it is None, or nan."""
+    return extent is not None and extent == extent  # nan differs from itself
+
+
+def shape_text(shape: Sequence[Any]) -> str:
+    """A shape as Python writes it, with a question mark for an extent that is not known yet."""
+    texts = [str(extent) if is_known(extent) else "?" for extent in shape]
+    return f"({', '.join(texts)}{',' if len(texts) == 1 else ''})"
+
+
+def written(result: Array, out: Array | None) -> Array:
+    """A result, copied into a buffer if there is one."""
+    if out is None:
+        return result
+    if 0 not in out.shape:  # else there is nothing to write, and some libraries refuse to
+        out[...] = result
+    return out
