@@ -655,8 +655,12 @@ class TestProductsOfManyTerms:
         expected = np.einsum("...ij,...ik->...jk", x, dy)
         results = [BACKEND.matmul(torch.from_numpy(x).mT, torch.from_numpy(dy))]
         if not stack:
-            results.append(BACKEND.product(torch.from_numpy(x).T, torch.from_numpy(dy), torch.ones(m)) - 1)
-            results.append(BACKEND.product(torch.from_numpy(x).T, torch.from_numpy(dy), None, torch.zeros(n, m)))
+            results.append(
+                BACKEND.product(torch.from_numpy(x).T, torch.from_numpy(dy), torch.ones(m, device="cpu")) - 1
+            )
+            results.append(
+                BACKEND.product(torch.from_numpy(x).T, torch.from_numpy(dy), None, torch.zeros(n, m, device="cpu"))
+            )
         for result in results:
             assert result.dtype == torch.float32
             assert np.array_equal(result, expected)

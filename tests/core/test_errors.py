@@ -199,7 +199,7 @@ def test_dtypes_without_a_common_one(backend: Backend, ones: Any) -> None:
 
 @pytest.mark.parametrize("bad", [[[1.0, 2.0, 3.0]], 3.0, None, "x", np.float64(3)], ids=lambda bad: type(bad).__name__)
 def test_what_is_no_array(backend: Backend, ones: Any, bad: Any) -> None:
-    library = backend.name
+    library = backend.namespace.removeprefix("array_api_compat.")
     for name, operands in {"x": (bad, ones(3, 4)), "W": (ones(2, 3), bad)}.items():
         with pytest.raises(TypeError, match=rf"^{name} is no array .* for example {library}\.asarray\({name}\)$"):
             affine(*operands)
