@@ -245,7 +245,8 @@ def _plan_with_tangents(
             )
             raise ValueError(msg)
     product, sum_rows = backend.primitives(*given.values(), extents=plan.extents)
-    return plan._replace(product=product, sum_rows=sum_rows, dtype=dtype, casts=True, derived={})
+    casts = _must_cast(backend, dtype, *given.values())
+    return plan._replace(product=product, sum_rows=sum_rows, dtype=dtype, casts=casts, derived={})
 
 
 def check_tuple(name: str, arrays: Any, lengths: tuple[int, ...], wanted: str) -> tuple[Any, ...]:
