@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 from xaffine._shapes import matrix_shape, shapes_differ, size
 from xaffine.backends import _BY_TYPE, backend_of
-from xaffine.backends.standard import Array, Backend, is_known, shape_text
+from xaffine.backends.standard import KINDS, Array, Backend, is_known, shape_text
 
 __all__ = [
     "OPERANDS",
@@ -85,9 +85,9 @@ def check(x: Array, W: Array, b: Array | None, n_batch_axes: int | None) -> Plan
     backend = _BY_TYPE.get(type(x)) or _backend_or_none(x)
     signature = None if backend is None else backend.signature(x, W, b)
     if n_batch_axes is not None and type(n_batch_axes) is not int:
-        if isinstance(n_batch_axes, bool) or not hasattr(n_batch_axes, "__index__"):
-            return _plan(x, W, b, n_batch_axes)  # which raises; as a key of a dictionary, True would be 1
-        n_batch_axes = operator.index(n_batch_axes)
+        n_batch_axes = _as_int(n_batch_axes)
+        if type(n_batch_axes) is not int:
+            signature = None  # it is refused; as a key of a dictionary, True would be 1
     if backend is None or signature is None:
         return _plan(x, W, b, n_batch_axes)
     key = signature, n_batch_axes
@@ -95,11 +95,21 @@ def check(x: Array, W: Array, b: Array | None, n_batch_axes: int | None) -> Plan
     return plan or _remembered(backend, backend.plans, key, _plan, x, W, b, n_batch_axes)
 
 
+def _as_int(value: Any) -> Any:
+    """An integer of another type as an int; what is no integer as it is."""
+    try:
+        return value if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return value
+
+
 def _remembered(backend: Backend, plans: dict[Any, Plan], key: Any, make: Callable[..., Plan], *arguments: Any) -> Plan:
     """Return the plan that is remembered for this way to promote dtypes, or make it of some arguments.
 
-    Where nothing is promoted, every way is the same.
+    Where nothing is promoted, every way is the same. Without a key, the plan is made each time.
     """
+    if key is None:
+        return make(*arguments)
     key_of_mixed = key, backend.promotion()
     known = plans.get(key_of_mixed)
     if known is not None:
@@ -159,11 +169,10 @@ def _must_cast(backend: Backend, dtype: Any, *arrays: Array | None) -> bool:
     )
 
 
-def check_parameters(W: Array, b: Array | None) -> Backend:
-    """Check W and b alone, and return their backend; raises as `check` does."""
-    backend, *_ = _check_together(**_named(W=W, b=b))
+def check_parameters(W: Array, b: Array | None) -> None:
+    """Check W and b alone; raises as `check` does."""
+    _check_together(**_named(W=W, b=b))
     _check_parameter_shapes(W, b)
-    return backend
 
 
 def check_cotangent(plan: Plan, dy: Array, x: Array, W: Array, b: Array | None, wrt: Any = OPERANDS) -> Plan:
@@ -171,15 +180,11 @@ def check_cotangent(plan: Plan, dy: Array, x: Array, W: Array, b: Array | None, 
 
     Raises as `check` does; ValueError too for another name.
     """
+    wanted = plan.wanted if wrt is OPERANDS else _wanted(wrt, b)
     signature = plan.backend.signature(dy)
-    key = signature if wrt is OPERANDS else (signature, wanted := _wanted(wrt, b))
-    known: Plan | None = None if signature is None else plan.derived.get(key)
-    if known is not None:
-        return known
-    wanted = plan.wanted if wrt is OPERANDS else wanted
-    if signature is None:
-        return _plan_with_dy(plan, dy, x, W, b, wanted)
-    return _remembered(plan.backend, plan.derived, key, _plan_with_dy, plan, dy, x, W, b, wanted)
+    key = None if signature is None else signature if wrt is OPERANDS else (signature, wanted)
+    known: Plan | None = plan.derived.get(key)
+    return known or _remembered(plan.backend, plan.derived, key, _plan_with_dy, plan, dy, x, W, b, wanted)
 
 
 def _plan_with_dy(plan: Plan, dy: Array, x: Array, W: Array, b: Array | None, wanted: tuple[str, ...]) -> Plan:
@@ -211,14 +216,10 @@ def check_tangents(
     goes with no bias.
     """
     signature = plan.backend.signature(*tangents) if dy is None else plan.backend.signature(dy, *tangents)
-    key = "tangents", signature
-    known: Plan | None = None if signature is None else plan.derived.get(key)
-    if known is not None:
-        return known
+    key = None if signature is None else ("tangents", signature)
+    known: Plan | None = plan.derived.get(key)
     arguments = plan, names, tangents, x, W, b, dy
-    if signature is None:
-        return _plan_with_tangents(*arguments)
-    return _remembered(plan.backend, plan.derived, key, _plan_with_tangents, *arguments)
+    return known or _remembered(plan.backend, plan.derived, key, _plan_with_tangents, *arguments)
 
 
 def _plan_with_tangents(
@@ -496,7 +497,7 @@ def _check_dtypes(backend: Backend, operands: dict[str, Any]) -> tuple[Any, str]
             f"Cast all of them to one dtype first, with xp.astype"
         )
         raise TypeError(msg)
-    ranks = [("integral", "real floating", "complex floating").index(kind) if kind else -1 for kind in kinds]
+    ranks = [KINDS.index(kind) if kind else -1 for kind in kinds]
     widest = backend.dtype_name(dtypes[ranks.index(max(ranks))]) if max(ranks) != -1 else "a floating dtype"
     others = [name for name, operand in operands.items() if backend.dtype_name(operand.dtype) != widest]
     msg = (
@@ -526,13 +527,10 @@ def _batch_axes(x: Array, W: Array, b: Array | None, n_batch_axes: int | None) -
         raise ValueError(msg)
     if n_batch_axes is None:
         return 0 if ndim == 1 else 1
-    try:
-        if isinstance(n_batch_axes, bool):
-            raise TypeError
-        k = operator.index(n_batch_axes)
-    except TypeError:
+    if type(n_batch_axes) is not int:
         msg = f"n_batch_axes must be an int or None, not {n_batch_axes!r}: {describe(x=x, W=W, b=b)}"
-        raise TypeError(msg) from None
+        raise TypeError(msg)
+    k = n_batch_axes
     if not -ndim <= k <= ndim:
         msg = (
             f"n_batch_axes = {k} is out of range for an x with {ndim} axes: {describe(x=x, W=W, b=b)}. "

@@ -122,11 +122,9 @@ def double_backward(
     rows_of_x = x if plan.x_matrix is None else backend.reshape(x, plan.x_matrix)
     rows = backend.aligned(backend.as_matrix(dy, plan.y_matrix, dtype), rows_of_x)
     of_x = None if by_dW is None else plan.product(rows, backend.transposed(backend.as_matrix(by_dW, None, dtype)))
-    of_W = (
-        None
-        if by_dx is None
-        else plan.product(backend.transposed(backend.as_matrix(by_dx, plan.x_matrix, dtype)), rows)
-    )
+    of_W = None
+    if by_dx is not None:
+        of_W = plan.product(backend.transposed(backend.as_matrix(by_dx, plan.x_matrix, dtype)), rows)
     return SecondGradients(
         tangent_of(plan, x, W, by_dx, by_dW, by_db, dy.dtype),
         None if of_x is None else backend.restored(of_x, x.shape if plan.x_matrix else None, x.dtype),
@@ -295,7 +293,7 @@ def second_moments(
     dy: Array,
     x: Array,
     W: Array,  # noqa: ARG001 - only its shape and dtype matter
-    b: Array | None,  # noqa: ARG001 - likewise
+    b: Array | None,  # noqa: ARG001 - only its dtype matters
 ) -> KroneckerFactors:
     """A = xᵀ x / N and G = dyᵀ dy / N."""
     backend, N = plan.backend, size(plan.y_shape[:-1])

@@ -254,8 +254,10 @@ class AffineLayer:
             return _detached(new), None
         known, wide = self._sums.get(name, _NO_SUM)
         wide = wide if known is old else None
-        run = plan.backend.run
-        return add(plan, old, new, wide) if plan.backend.calls_directly else run(add, plan, old, new, wide)
+        if plan.backend.calls_directly:
+            return add(plan, old, new, wide)
+        total: tuple[Array, Array | None] = plan.backend.run(add, plan, old, new, wide)
+        return total
 
     @classmethod
     def random(
@@ -425,7 +427,7 @@ class AffineLayer:
         ...     AffineLayer.load(f"{folder}/layer.safetensors")
         <AffineLayer, n_batch_axes=-1: W is float32 (3, 2) (numpy on cpu); b is float32 (2,) (numpy on cpu)>
         """
-        from xaffine import _storage as storage  # likewise
+        from xaffine import _storage as storage  # as in save
 
         library = backends.get(backend)
         W, b, n_batch_axes = storage.read(path, library, None if device is None else library.device(device))
@@ -471,7 +473,7 @@ class AffineLayer:
         >>> layer.W.tolist(), layer.b.tolist()
         ([[1.0], [2.0]], [3.0])
         """
-        from xaffine import _storage as storage  # likewise
+        from xaffine import _storage as storage  # as in save
 
         library = backends.get(backend)
         device = None if device is None else library.device(device)

@@ -193,7 +193,7 @@ class TestLibraryWithoutAFile:
 
     def test_has_a_backend_that_knows_the_standard(self, stranger: Backend) -> None:
         assert type(stranger) is Backend
-        assert (stranger.name, stranger.library, stranger.install) == ("array_api_strict", "array_api_strict", "")
+        assert (stranger.name, stranger.package, stranger.install) == ("array_api_strict", "array_api_strict", "")
         assert stranger.xp is array_api_strict
         assert pickle.loads(pickle.dumps(stranger)) is stranger  # noqa: S301 - our own
         with pytest.raises(ValueError, match="no backend is called 'array_api_strict'"):

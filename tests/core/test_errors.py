@@ -147,7 +147,7 @@ def test_shapes(ones: Any, x: Any, W: Any, b: Any, options: Any, words: list[str
             assert word in str(caught.value)
 
 
-@pytest.mark.parametrize("n_batch_axes", [True, 1.0, "1", (1,)])
+@pytest.mark.parametrize("n_batch_axes", [True, 1.0, "1", (1,), np.True_, np.asarray(1.0), np.asarray([1])], ids=repr)
 def test_batch_axes_that_are_no_int(ones: Any, n_batch_axes: Any) -> None:
     with pytest.raises(TypeError, match="n_batch_axes must be an int or None"):
         affine(ones(2, 3), ones(3, 4), n_batch_axes=n_batch_axes)

@@ -46,7 +46,7 @@ class Runs:
         wrap_primitives(monkeypatch, backend, self.within_a_step)
         for name in COMPUTING:
             monkeypatch.setattr(type(backend), name, self.within_a_step(getattr(type(backend), name)))
-        monkeypatch.setattr(type(backend), "calls_directly", False)
+        monkeypatch.setattr(backend, "calls_directly", False)
         monkeypatch.setattr(type(backend), "run", lambda _, *arguments: self.run(*arguments))
 
     def within_a_step(self, method: Callable[..., Any]) -> Callable[..., Any]:

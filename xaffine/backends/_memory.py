@@ -1,4 +1,4 @@
-"""Where arrays lie in memory, for libraries that tell their addresses: whether two of them overlap."""
+"""Where arrays lie in memory, for libraries that give their addresses: whether two of them overlap."""
 
 from __future__ import annotations
 

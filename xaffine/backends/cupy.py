@@ -143,7 +143,6 @@ class Cupy(Backend):
 
     name = "cupy"
     namespace = "array_api_compat.cupy"
-    calls_directly = False
     halves = ("bfloat16", "float16")
     types = frozenset({cupy.ndarray})
 

@@ -31,7 +31,6 @@ class Dask(Backend):
 
     name = "dask"
     namespace = "array_api_compat.dask.array"
-    calls_directly = False
     halves = ("float16",)
     fills_unknown = False
     types = frozenset({da.Array})
@@ -54,7 +53,7 @@ class Dask(Backend):
         array.compute()
 
     def why_not_writable(self, array: da.Array) -> None:
-        """Do not try, which Dask would note down as one more operation."""
+        """Do not try, which Dask would record as one more operation."""
 
     def reshape(self, array: da.Array, shape: tuple[Any, ...]) -> da.Array:
         """Without Dask's reshape for an array without elements, which fails if its chunks are small."""
@@ -79,7 +78,7 @@ class Dask(Backend):
         )
 
     def run(self, step: Callable[..., Any], plan: Any, *arrays: Any) -> Any:
-        """Add dW and db up in one tree: 3.7 tasks a block, where two trees take 7."""
+        """Add dW and db up in one tree: 3.7 tasks a block, where two trees take 5."""
         return self._backward(step, plan, *arrays) if step.__name__ == "backward" else step(plan, *arrays)
 
     def _backward(self, step: Any, plan: Any, dy: da.Array, x: da.Array, W: da.Array, b: Any, out: Any) -> Any:

@@ -29,7 +29,6 @@ class Jax(Backend):
 
     name = "jax"
     namespace = "jax.numpy"
-    calls_directly = False
     signs_devices = False
     halves = ("bfloat16", "float16")
 
@@ -168,18 +167,18 @@ def _traced(step: Callable[..., Any], plan: Any, *arrays: Any) -> Any:
     """Call a step; on a mesh with explicit axes, with these axes made automatic and the results split as it says.
 
     There the split is part of an array's type, and what is summed over a split axis may be split in more than one way:
-    JAX wants to be told how.
+    JAX requires the sharding of each result.
     """
     types = {name: jax.typeof(array) for name, array in _named(step, arrays).items()}
     meshes = {kind.sharding.mesh for kind in types.values() if not kind.sharding.mesh.empty}
     results = getattr(step, "results", None)  # of sums without, each is laid out as its terms
     if results is None or not any(mesh.explicit_axes for mesh in meshes):
         return step(plan, *arrays)
-    came = "; ".join(f"{name} is {kind}" for name, kind in types.items())
+    text = "; ".join(f"{name} is {kind}" for name, kind in types.items())
     if len(meshes) > 1:
         places = {name: _text(kind.sharding.mesh) for name, kind in types.items() if not kind.sharding.mesh.empty}
         on = ", ".join(f"{name} on {place}" for name, place in places.items())
-        msg = f"arrays on two meshes: {came}; {on}. Bring them to one first, with jax.device_put"
+        msg = f"arrays on two meshes: {text}; {on}. Bring them to one first, with jax.device_put"
         raise ValueError(msg)
     mesh = meshes.pop()
 
@@ -188,7 +187,7 @@ def _traced(step: Callable[..., Any], plan: Any, *arrays: Any) -> Any:
         twice = [axis for axis, times in Counter(jax.tree.leaves(tuple(spec))).items() if times > 1]
         if twice:
             msg = (
-                f"a result would be split over the axis {twice[0]!r} of the mesh along two of its own axes: {came}. "
+                f"a result would be split over the axis {twice[0]!r} of the mesh along two of its own axes: {text}. "
                 f"Pass one of them that is not split over {twice[0]!r}; jax.sharding.reshard makes one"
             )
             raise ValueError(msg)

@@ -34,7 +34,7 @@ class Ndonnx(Backend):
         return array.unwrap_numpy()  # type: ignore[no-any-return]
 
     def why_not_writable(self, array: ndx.Array) -> None:
-        """Do not try, which ndonnx would note down as one more operation."""
+        """Do not try, which ndonnx would record as one more operation."""
 
     def is_copyable(self, array: ndx.Array) -> bool:  # noqa: ARG002 - none is
         """Only a pickle copies an array."""

@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
     from types import ModuleType
 
-__all__ = ["Array", "Backend", "is_known", "shape_text", "written"]
+__all__ = ["KINDS", "LARGER_THAN_CACHES", "Array", "Backend", "is_known", "shape_text", "written"]
 
 Array: TypeAlias = Any
 """An array of any library that conforms to the array API standard."""
 
-_KINDS = ("integral", "real floating", "complex floating")
+KINDS = ("integral", "real floating", "complex floating")
 LARGER_THAN_CACHES = 256 << 20  # bytes; the largest L2 cache of a GPU holds half of that
 _STRETCHES = 64  # of an axis, which are added to each other
 
@@ -68,8 +68,6 @@ class Backend:
     """Whether elements of an array can be assigned before all its extents are known."""
     signs_devices: ClassVar[bool] = True
     """Whether `signature` depends on the devices of the arrays."""
-    calls_directly: ClassVar[bool] = True
-    """Whether `run` does no more than call the step."""
     types: frozenset[type] = frozenset()
     """The types of array that `product` and `sum_rows` of the subclass take; others take those of this class."""
 
@@ -77,6 +75,7 @@ class Backend:
         if namespace is not None:
             self.namespace = namespace
             self.name = namespace
+        self.calls_directly = type(self).run is Backend.run  # then the layer is spared that call
         self.plans: dict[Any, Any] = {}  # what the checks remember of operands, by their signature
 
     def __repr__(self) -> str:
@@ -98,8 +97,8 @@ class Backend:
         return self.xp
 
     @property
-    def library(self) -> str:
-        """The name of the library's own top module, such as ``"array_api_strict"``."""
+    def package(self) -> str:
+        """The name of the library's own package, such as ``"array_api_strict"``."""
         return self.namespace.removeprefix("array_api_compat.").partition(".")[0]
 
     @property
@@ -112,7 +111,7 @@ class Backend:
     @property
     def version(self) -> str:
         """The version of the library."""
-        return str(importlib.import_module(self.library).__version__)
+        return str(importlib.import_module(self.package).__version__)
 
     @property
     def devices(self) -> list[Any]:
@@ -381,7 +380,7 @@ class Backend:
     def kind(self, dtype: Any) -> str | None:
         """The kind of a dtype, in the standard's words; None for bool and for a dtype that no layer has."""
         try:
-            return next((kind for kind in _KINDS if self.xp.isdtype(dtype, kind)), None)
+            return next((kind for kind in KINDS if self.xp.isdtype(dtype, kind)), None)
         except TypeError:  # NumPy's and CuPy's know the dtypes of NumPy alone
             return "real floating" if self.is_half(dtype) else None
 
@@ -404,7 +403,7 @@ class Backend:
         """What the checks depend on, as a key of a dictionary; None if the arrays must be looked at each time."""
         return None
 
-    def why_no_operand(self, name: str, array: Array) -> str | None:  # noqa: ARG002 - likewise
+    def why_no_operand(self, name: str, array: Array) -> str | None:  # noqa: ARG002 - the subclasses look at it
         """Why an array of this library, of a given name, cannot take part, with the remedy; or None."""
         return None
 
@@ -412,7 +411,7 @@ class Backend:
         """The device that an array is bound to, or None if nothing binds it to one."""
         return array_api_compat.device(array)
 
-    def on_device_of(self, array: Array) -> AbstractContextManager[Any]:  # noqa: ARG002 - likewise
+    def on_device_of(self, array: Array) -> AbstractContextManager[Any]:  # noqa: ARG002 - the subclasses look at it
         """What to enter before making arrays, so that they are on the device of an array."""
         return nullcontext()
 
@@ -426,14 +425,14 @@ class Backend:
             return "it is immutable or read-only"
         return None
 
-    def can_fill(self, buffers: Sequence[Array], operands: Sequence[Array | None]) -> bool:  # noqa: ARG002 - likewise
+    def can_fill(self, buffers: Sequence[Array], operands: Sequence[Array | None]) -> bool:  # noqa: ARG002 - the subclasses look at it
         """Whether it is clear at once that buffers can be written, and that this changes nothing else.
 
-        If not, `why_not_writable`, `is_recorded`, `share_memory` and `overlaps_itself` tell.
+        If not, `why_not_writable`, `is_recorded`, `share_memory` and `overlaps_itself` are asked.
         """
         return False
 
-    def overlaps_itself(self, array: Array) -> bool:  # noqa: ARG002 - likewise
+    def overlaps_itself(self, array: Array) -> bool:  # noqa: ARG002 - the subclasses look at it
         """Whether two elements of an array share memory; False where the library hides its memory."""
         return False
 
@@ -441,7 +440,7 @@ class Backend:
         """Whether what is written to one array shows in the other; False where the library hides its memory."""
         return first is second
 
-    def is_recorded(self, array: Array) -> bool:  # noqa: ARG002 - likewise
+    def is_recorded(self, array: Array) -> bool:  # noqa: ARG002 - the subclasses look at it
         """Whether the library follows what is done with an array, to differentiate it."""
         return False
 
@@ -449,7 +448,7 @@ class Backend:
         """The values of an array, in the same memory, without what the library recorded of it."""
         return array
 
-    def is_copyable(self, array: Array) -> bool:  # noqa: ARG002 - likewise
+    def is_copyable(self, array: Array) -> bool:  # noqa: ARG002 - the subclasses look at it
         """Whether ``copy.deepcopy`` takes an array; if not, a pickle does."""
         return True
 
@@ -464,20 +463,20 @@ class Backend:
     def describe(self, array: Array) -> str:
         """Dtype, shape, library and device of an array."""
         device = self.device_of(array)
-        place = self.library if device is None else f"{self.library} on {device}"
+        place = self.package if device is None else f"{self.package} on {device}"
         return f"{self.dtype_name(array.dtype)} {shape_text(array.shape)} ({place})"
 
     def check_devices(self, **operands: Array) -> None:
         """Raise a ValueError if some arrays are on two devices."""
         devices = [device for device in map(self.device_of, operands.values()) if device is not None]
         if any(device != devices[0] for device in devices[1:]):
-            came = "; ".join(f"{name} is {self.describe(operand)}" for name, operand in operands.items())
-            msg = f"arrays on two devices: {came}. Move them to one first"
+            text = "; ".join(f"{name} is {self.describe(operand)}" for name, operand in operands.items())
+            msg = f"arrays on two devices: {text}. Move them to one first"
             raise ValueError(msg)
 
     # How it is timed.
 
-    def stopwatch(self, device: Any) -> tuple[str, Callable[[], Any], Callable[[Any, Any], float], Any]:  # noqa: ARG002 - likewise
+    def stopwatch(self, device: Any) -> tuple[str, Callable[[], Any], Callable[[Any, Any], float], Any]:  # noqa: ARG002 - the subclasses look at it
         """How to time what runs on a device, as `Clock` of the benchmark has it.
 
         What is read, "host" or "device events"; a mark of now; the seconds between two marks; and what empties the
@@ -496,7 +495,7 @@ class Backend:
 
     def bare_products(self, x: Array, W: Array, dy: Array) -> tuple[Callable[[], Any], Callable[[], Any]]:
         """The products of a forward and of a backward and nothing else, into ready memory where there is such."""
-        matmul = importlib.import_module(self.library).matmul
+        matmul = importlib.import_module(self.package).matmul
         y, dx, dW = map(self.xp.empty_like, (dy, x, W))
         return lambda: matmul(x, W, out=y), lambda: (matmul(dy, W.T, out=dx), matmul(x.T, dy, out=dW))
 
@@ -506,7 +505,7 @@ class Backend:
         """Call ``step(plan, *arrays)``: a step computes with checked arrays, of which the first is no None."""
         return step(plan, *arrays)
 
-    def aligned(self, array: Array, like: Array) -> Array:  # noqa: ARG002 - likewise
+    def aligned(self, array: Array, like: Array) -> Array:  # noqa: ARG002 - the subclasses look at it
         """An array whose rows are split into blocks, if a library does so, as those of another are."""
         return array
 
@@ -543,7 +542,7 @@ class Backend:
         matrix = self.cast(matrix, dtype)
         return matrix if shape is None else self.reshape(matrix, shape)
 
-    def is_readable(self, matrix: Array) -> bool:  # noqa: ARG002 - likewise
+    def is_readable(self, matrix: Array) -> bool:  # noqa: ARG002 - the subclasses look at it
         """Whether products read a matrix as it lies in memory."""
         return True
 
@@ -551,14 +550,14 @@ class Backend:
         """A matrix that products read as it lies in memory."""
         return matrix
 
-    def buffer(self, out: Array, shape: tuple[int, ...] | None, dtype: Any) -> Array | None:  # noqa: ARG002 - likewise
+    def buffer(self, out: Array, shape: tuple[int, ...] | None, dtype: Any) -> Array | None:  # noqa: ARG002 - the subclasses look at it
         """A view of `out`, in a shape if one is given, that the primitives can fill with a dtype; or None."""
         return None
 
     def primitives(
         self,
         *arrays: Array | None,
-        extents: tuple[int | None, ...] = (None,),  # noqa: ARG002 - likewise
+        extents: tuple[int | None, ...] = (None,),  # noqa: ARG002 - the subclasses look at it
     ) -> tuple[Callable[..., Array], Callable[..., Array]]:
         """`product` and `sum_rows` for some arrays: those of this class if one is of a type that is not in `types`.
 

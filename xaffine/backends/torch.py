@@ -30,7 +30,6 @@ class Torch(Backend):
 
     name = "torch"
     namespace = "array_api_compat.torch"
-    calls_directly = False
     xp = array_api_compat.torch  # at once, since Dynamo traces no importlib.import_module
     halves = ("bfloat16", "float16")
     types = frozenset({torch.Tensor, torch.nn.Parameter})
@@ -182,12 +181,14 @@ class Torch(Backend):
             y = self.matmul(a, c)
             y = y.contiguous() if bias is None else y + bias
             return y if out is None else out.copy_(y)
-        is_dense = a.layout is torch.strided and c.layout is torch.strided
-        if bias is None:
-            if is_dense and out is None and len(a) > 32 * c.shape[1] and a.stride(0) == 1 < a.stride(1):
-                return torch.mm(c.mT, a.mT).mT.contiguous()  # the wide operand second: its product is the faster one
+        if bias is None and (out is not None or len(a) <= 32 * c.shape[1]):
             return torch.mm(a, c, out=out)
-        if not is_dense:
+        dense = a.layout is torch.strided and c.layout is torch.strided
+        if bias is None:
+            if dense and a.stride(0) == 1 < a.stride(1):  # the wide operand second: its product is the faster one
+                return torch.mm(c.mT, a.mT).mT.contiguous()
+            return torch.mm(a, c)
+        if not dense:
             return torch.mm(a, c) + bias  # sparse: addmm does without some of them
         return torch.addmm(bias, a, c, out=out)
 
