@@ -722,3 +722,19 @@ def test_tf32_is_allowed_and_forbidden(backend: Any) -> None:
         assert linalg.get_compute_type(cupy.float32) == linalg.COMPUTE_TYPE_DEFAULT
     finally:
         linalg.set_compute_type(cupy.float32, before)
+
+
+def test_arrays_on_two_devices_are_refused_where_their_shapes_are_known(devices: list[Any]) -> None:
+    (x, W), (_, elsewhere) = (
+        [backends.get("cupy").from_numpy(np.ones(shape, "f"), device=device) for shape in ((2, 3), (3, 4))]
+        for device in devices
+    )
+    affine(x, W)
+    with pytest.raises(ValueError, match="arrays on two devices"):
+        affine(x, elsewhere)
+
+
+@pytest.mark.usefixtures("backend")
+def test_matrices_with_gaps_have_another_signature() -> None:
+    dense, gaps = cupy.ones((4, 4), "float32"), cupy.ones((8, 8), "float32")[::2, ::2]
+    assert BACKEND.signature(dense) == BACKEND.signature(dense.T) != BACKEND.signature(gaps)

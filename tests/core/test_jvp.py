@@ -154,3 +154,11 @@ def test_tangent_of_y_has_its_dtype_also_where_the_direction_is_wider() -> None:
     x, W = np.ones((2, 3), "float32"), np.ones((3, 4), "float32")
     y, y_dot = affine_jvp((x, W), (np.ones((2, 3)), None))
     assert (y.dtype, y_dot.dtype, y_dot.tolist()) == (np.float32, np.float32, [[3] * 4] * 2)
+
+
+def test_y_is_that_of_affine_to_the_last_bit_along_wider_directions() -> None:
+    rng = np.random.default_rng(0)
+    primals = tuple(rng.standard_normal(shape, dtype="f") for shape in ((5, 40), (40, 4), (4,)))
+    y, y_dot = affine_jvp(primals, tuple(primal.astype(float) for primal in primals))
+    assert y.dtype == y_dot.dtype == np.float32
+    assert y.tobytes() == affine(*primals).tobytes()
