@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Iterable
 from itertools import combinations_with_replacement
+from numbers import Integral
 from typing import Any, Literal, NamedTuple
 
 from xaffine._shapes import matrix_shape, shapes_differ, size
-from xaffine.backends import _BY_TYPE, backend_of
-from xaffine.backends.standard import KINDS, Array, Backend, is_known, shape_text
+from xaffine.backends import _BY_TYPE, _describe, _together, backend_of
+from xaffine.backends.standard import Array, Backend, is_known, shape_text
 
 __all__ = [
     "OPERANDS",
     "Plan",
+    "SumPlan",
     "check",
     "check_cotangent",
-    "check_devices",
     "check_out",
     "check_outs",
     "check_parameters",
-    "check_sum",
+    "check_sums",
     "check_tangents",
     "check_tuple",
-    "describe",
 ]  # fmt: skip
 
 OPERANDS: tuple[Literal["x"], Literal["W"], Literal["b"]] = ("x", "W", "b")
@@ -54,6 +53,8 @@ class Plan(NamedTuple):
     """N, n and m; None where they are not known yet."""
     casts: bool
     """Whether operands or results must be cast, or copied for the products to read them."""
+    plain: bool
+    """Whether the products take operands and give results as they are: nothing is cast or reshaped."""
     wanted: tuple[str, ...]
     """The operands whose gradients are wanted."""
     derived: dict[Any, Any]
@@ -82,12 +83,10 @@ def check(x: Array, W: Array, b: Array | None, n_batch_axes: int | None) -> Plan
     ValueError
         Shapes or devices that do not go together, `n_batch_axes` out of range.
     """
-    backend = _BY_TYPE.get(type(x)) or _backend_or_none(x)
+    if n_batch_axes is not None and type(n_batch_axes) is not int:  # as keys of a dictionary True and 1.0 are 1
+        n_batch_axes = _as_int(n_batch_axes, x=x, W=W, b=b)
+    backend = _BY_TYPE.get(type(x))
     signature = None if backend is None else backend.signature(x, W, b)
-    if n_batch_axes is not None and type(n_batch_axes) is not int:
-        n_batch_axes = _as_int(n_batch_axes)
-        if type(n_batch_axes) is not int:
-            signature = None  # it is refused; as a key of a dictionary, True would be 1
     if backend is None or signature is None:
         return _plan(x, W, b, n_batch_axes)
     key = signature, n_batch_axes
@@ -95,15 +94,14 @@ def check(x: Array, W: Array, b: Array | None, n_batch_axes: int | None) -> Plan
     return plan or _remembered(backend, backend.plans, key, _plan, x, W, b, n_batch_axes)
 
 
-def _as_int(value: Any) -> Any:
-    """An integer of another type as an int; what is no integer as it is."""
-    try:
-        return value if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        return value
+def _as_int(n_batch_axes: Any, **operands: Any) -> int:
+    if isinstance(n_batch_axes, bool) or not isinstance(n_batch_axes, Integral):
+        msg = f"n_batch_axes must be an int or None, not {n_batch_axes!r}: {_describe(**operands)}"
+        raise TypeError(msg)
+    return int(n_batch_axes)
 
 
-def _remembered(backend: Backend, plans: dict[Any, Plan], key: Any, make: Callable[..., Plan], *arguments: Any) -> Plan:
+def _remembered(backend: Backend, plans: dict[Any, Any], key: Any, make: Callable[..., Any], *arguments: Any) -> Any:
     """Return the plan that is remembered for this way to promote dtypes, or make it of some arguments.
 
     Where nothing is promoted, every way is the same. Without a key, the plan is made each time.
@@ -118,7 +116,7 @@ def _remembered(backend: Backend, plans: dict[Any, Plan], key: Any, make: Callab
     return _remember(plans, key_of_mixed if plan.casts else key, plan)
 
 
-def _remember(plans: dict[Any, Plan], key: Any, plan: Plan) -> Plan:
+def _remember(plans: dict[Any, Any], key: Any, plan: Any) -> Any:
     """Remember a plan; the memo is cleared when it holds `_MOST_PLANS`."""
     if len(plans) >= _MOST_PLANS:
         plans.clear()
@@ -127,7 +125,7 @@ def _remember(plans: dict[Any, Plan], key: Any, plan: Plan) -> Plan:
 
 
 def _plan(x: Array, W: Array, b: Array | None, n_batch_axes: int | None) -> Plan:
-    backend, dtype, kind = _check_together(**_named(x=x, W=W, b=b))
+    backend, dtype, kind = _together(**_named(x=x, W=W, b=b))
     _check_parameter_shapes(W, b, x=x)
     k = _batch_axes(x, W, b, n_batch_axes)
     n, m = W.shape
@@ -136,13 +134,14 @@ def _plan(x: Array, W: Array, b: Array | None, n_batch_axes: int | None) -> Plan
         given = f"{n_batch_axes}" if n_batch_axes is not None else f"{k} (the default)"
         msg = (
             f"with n_batch_axes = {given} x has features {shape_text(x.shape[k:])}, {features} values, "
-            f"and W takes n = {n}: {describe(x=x, W=W, b=b)}. {_remedy_for_features(x, n)}"
+            f"and W takes n = {n}: {_describe(x=x, W=W, b=b)}. {_remedy_for_features(x, n)}"
         )
         raise ValueError(msg)
     y_shape = (*x.shape[:k], m)
     extents = (size(x.shape[:k]), n, m)
     product, sum_rows = backend.primitives(x, W, b, extents=extents)
-    x_matrix = matrix_shape(x.shape, k)
+    x_matrix, y_matrix = matrix_shape(x.shape, k), matrix_shape(y_shape, k)
+    casts = _must_cast(backend, dtype, x, W, b)
     return Plan(
         backend=backend,
         product=product,
@@ -153,9 +152,10 @@ def _plan(x: Array, W: Array, b: Array | None, n_batch_axes: int | None) -> Plan
         n_batch_axes=k,
         y_shape=y_shape,
         x_matrix=x_matrix,
-        y_matrix=matrix_shape(y_shape, k),
+        y_matrix=y_matrix,
         extents=extents,
-        casts=_must_cast(backend, dtype, x, W, b),
+        casts=casts,
+        plain=x_matrix is None and y_matrix is None and not casts,
         wanted=OPERANDS if b is not None else OPERANDS[:2],
         derived={},
     )
@@ -171,7 +171,7 @@ def _must_cast(backend: Backend, dtype: Any, *arrays: Array | None) -> bool:
 
 def check_parameters(W: Array, b: Array | None) -> None:
     """Check W and b alone; raises as `check` does."""
-    _check_together(**_named(W=W, b=b))
+    _together(**_named(W=W, b=b))
     _check_parameter_shapes(W, b)
 
 
@@ -189,16 +189,23 @@ def check_cotangent(plan: Plan, dy: Array, x: Array, W: Array, b: Array | None, 
 
 def _plan_with_dy(plan: Plan, dy: Array, x: Array, W: Array, b: Array | None, wanted: tuple[str, ...]) -> Plan:
     named = _named(dy=dy, x=x, W=W, b=b)
-    backend, dtype, _ = _check_together(**named)
+    plan_with_dy = _plan_of_all(plan, named)
     if shapes_differ(dy.shape, plan.y_shape):
         msg = (
-            f"dy must have the shape of y, {shape_text(plan.y_shape)}: {describe(**named)}. "
+            f"dy must have the shape of y, {shape_text(plan.y_shape)}: {_describe(**named)}. "
             f"Pass ∂L/∂y for this y, not broadcast and not summed"
         )
         raise ValueError(msg)
-    product, sum_rows = backend.primitives(dy, x, W, extents=plan.extents)
-    casts = plan.casts or dtype != plan.dtype or _must_cast(backend, dtype, dy)
-    return plan._replace(product=product, sum_rows=sum_rows, dtype=dtype, casts=casts, wanted=wanted, derived={})
+    return plan_with_dy._replace(wanted=wanted)
+
+
+def _plan_of_all(plan: Plan, operands: dict[str, Array]) -> Plan:
+    """The plan of some operands, further ones included."""
+    backend, dtype, _ = _together(**operands)
+    product, sum_rows = backend.primitives(*operands.values(), extents=plan.extents)
+    casts = _must_cast(backend, dtype, *operands.values())
+    plain = plan.x_matrix is None and plan.y_matrix is None and not casts
+    return plan._replace(product=product, sum_rows=sum_rows, dtype=dtype, casts=casts, plain=plain, derived={})
 
 
 def check_tangents(
@@ -232,22 +239,20 @@ def _plan_with_tangents(
     dy: Array | None,
 ) -> Plan:
     given = _given({"dy": dy, "x": x, "W": W, "b": b, **dict(zip(names, tangents, strict=True))})
-    backend, dtype, _ = _check_together(**given)
+    plan_of_all = _plan_of_all(plan, given)
     for name, tangent, letter, primal in zip(names, tangents, OPERANDS, (x, W, b), strict=True):
         if tangent is None:
             continue
         if primal is None:
-            msg = f"{name} goes with b, which is None: {describe(**given)}. Pass a bias, or None for {name}"
+            msg = f"{name} goes with b, which is None: {_describe(**given)}. Pass a bias, or None for {name}"
             raise ValueError(msg)
         if shapes_differ(tangent.shape, primal.shape):
             msg = (
                 f"{name} must have the shape of {letter}, {shape_text(primal.shape)}, never broadcast: "
-                f"{describe(**given)}. Pass None where it is zero"
+                f"{_describe(**given)}. Pass None where it is zero"
             )
             raise ValueError(msg)
-    product, sum_rows = backend.primitives(*given.values(), extents=plan.extents)
-    casts = _must_cast(backend, dtype, *given.values())
-    return plan._replace(product=product, sum_rows=sum_rows, dtype=dtype, casts=casts, derived={})
+    return plan_of_all
 
 
 def check_tuple(name: str, arrays: Any, lengths: tuple[int, ...], wanted: str) -> tuple[Any, ...]:
@@ -269,14 +274,11 @@ def _wanted(wrt: Any, b: Array | None) -> tuple[str, ...]:
 
 def check_out(plan: Plan, out: Array, x: Array, W: Array, b: Array | None) -> None:
     """Check a buffer for y, and that it lies apart from the operands; raises as `check_outs` does."""
-    backend = plan.backend
-    key = "out", backend.signature(out)
-    if key in plan.derived and backend.can_fill((out,), (x, W, b)):
+    key = "out", plan.backend.signature(out)
+    if key in plan.derived and plan.backend.can_fill((out,), (x, W, b)):
         return
     _check_buffer(plan, "out", out, x, plan.y_shape, plan.dtype)
-    _check_apart(plan, {"out": out}, x=x, W=W, b=b)
-    if key[1] is not None:
-        plan.derived[key] = True
+    _check_apart(plan, key, {"out": out}, x=x, W=W, b=b)
 
 
 def check_outs(plan: Plan, out: Any, dy: Array, x: Array, W: Array, b: Array | None) -> None:
@@ -290,9 +292,8 @@ def check_outs(plan: Plan, out: Any, dy: Array, x: Array, W: Array, b: Array | N
         Another shape or device; a buffer for what is not computed; two arrays, or elements of one buffer, share memory.
     """
     check_tuple("out", out, (3,), "(dx, dW, db), with None where a new array is wanted")
-    backend = plan.backend
-    key = "outs", backend.signature(*out)
-    if key in plan.derived and backend.can_fill([buffer for buffer in out if buffer is not None], (dy, x, W, b)):
+    key = "outs", plan.backend.signature(*out)
+    if key in plan.derived and plan.backend.can_fill(out, (dy, x, W, b)):
         return
     buffers = {}
     for letter, buffer, primal in zip(OPERANDS, out, (x, W, b), strict=True):
@@ -303,9 +304,7 @@ def check_outs(plan: Plan, out: Any, dy: Array, x: Array, W: Array, b: Array | N
             raise ValueError(msg)
         _check_buffer(plan, f"out's d{letter}", buffer, primal, primal.shape, primal.dtype)
         buffers[f"out's d{letter}"] = buffer
-    _check_apart(plan, buffers, dy=dy, x=x, W=W, b=b)
-    if key[1] is not None:
-        plan.derived[key] = True
+    _check_apart(plan, key, buffers, dy=dy, x=x, W=W, b=b)
 
 
 def _check_buffer(plan: Plan, name: str, out: Array, like: Array, shape: tuple[Any, ...], dtype: Any) -> None:
@@ -320,10 +319,11 @@ def _check_buffer(plan: Plan, name: str, out: Array, like: Array, shape: tuple[A
     """
     error: type[Exception] = TypeError
     backend = plan.backend
-    if type(out) is not type(like) and _backend_or_none(out) is not backend:
+    is_ours = type(out) is type(like) or _backend_or_none(out) is backend
+    if is_ours:
+        backend.check_operands(**{name: out})
+    if not is_ours:
         fault = "must be an array of the library of the operands"
-    elif reason := backend.why_no_operand(name, out):
-        raise TypeError(reason)
     elif (device := backend.device_of(out)) != (expected := backend.device_of(like)) and None not in (device, expected):
         fault, error = f"must be on the device of the operands, {expected}", ValueError
     elif out.shape != shape and shapes_differ(out.shape, shape):
@@ -338,14 +338,16 @@ def _check_buffer(plan: Plan, name: str, out: Array, like: Array, shape: tuple[A
     else:
         return
     msg = (
-        f"{name} {fault}: {describe(**{name: out})}. Pass a buffer of shape {shape_text(shape)} and dtype "
+        f"{name} {fault}: {_describe(**{name: out})}. Pass a buffer of shape {shape_text(shape)} and dtype "
         f"{backend.dtype_name(dtype)} that lives where x, W and b do, or none"
     )
     raise error(msg)
 
 
-def _check_apart(plan: Plan, buffers: dict[str, Array], **operands: Array | None) -> None:
+def _check_apart(plan: Plan, key: Any, buffers: dict[str, Array], **operands: Array | None) -> None:
     """Check that what is written to a buffer changes no operand, no other buffer, and nothing that is recorded.
+
+    That buffers of this key fit the plan is then remembered.
 
     Raises
     ------
@@ -371,13 +373,27 @@ def _check_apart(plan: Plan, buffers: dict[str, Array], **operands: Array | None
         if backend.overlaps_itself(first) if same else backend.share_memory(first, second):
             msg = (
                 f"{name} overlaps {'itself' if same else other} in memory: "
-                f"{describe(**{name: first, other: second})}. Pass a buffer of its own"
+                f"{_describe(**{name: first, other: second})}. Pass a buffer of its own"
             )
             raise ValueError(msg)
+    if key[1] is not None:
+        plan.derived[key] = True
 
 
-def check_sum(name: str, old: Array, new: Array) -> Plan:
-    """Check that a gradient can be added to one that is there.
+class SumPlan(NamedTuple):
+    """How to add gradients to those that are there. It holds no array."""
+
+    backend: Backend
+    casts: bool
+    """Whether a gradient has another dtype than the one that it is added to."""
+    widens: bool
+    """Whether running sums are kept in a wider dtype beside one of them."""
+    derived: dict[Any, Any]
+    """Steps that are compiled for it."""
+
+
+def check_sums(old: tuple[Array | None, Array | None], new: tuple[Array | None, Array | None]) -> SumPlan:
+    """Check that new gradients by W and b, of which there is one, can be added to those that are there.
 
     Raises
     ------
@@ -386,31 +402,31 @@ def check_sum(name: str, old: Array, new: Array) -> Plan:
     ValueError
         Shapes or devices that differ.
     """
-    backend = _BY_TYPE.get(type(old)) or _backend_or_none(old)
-    signature = None if backend is None else backend.signature(old, new)
-    key = "sum", signature
-    known: Plan | None = None if backend is None or signature is None else backend.plans.get(key)
-    if known is not None and known.backend.signs_devices:
-        return known
-    named = {f"the {name} that is there": old, f"the new {name}": new}
-    if known is not None:
-        known.backend.check_devices(**named)
-        return known
-    backend, _, kind = _check_together(**named)
-    if shapes_differ(old.shape, new.shape):
-        msg = f"gradients that are added up must have one shape: {describe(**named)}. Set layer.{name} = None first"
-        raise ValueError(msg)
-    plan = Plan(
-        backend, *backend.primitives(old, new), backend.wide(old.dtype), old.dtype, kind, 0, old.shape, None, None, (),
-        casts=old.dtype != new.dtype, wanted=(), derived={},
-    )  # fmt: skip
-    return plan if signature is None else _remember(backend.plans, key, plan)
+    backend = _BY_TYPE.get(type(new[1] if new[0] is None else new[0]))
+    signature = None if backend is None else backend.signature(*old, *new)
+    if backend is None or signature is None:
+        return _sum_plan(old, new)
+    key = "sums", signature
+    plan: SumPlan | None = backend.plans.get(key)
+    return plan or _remembered(backend, backend.plans, key, _sum_plan, old, new)
 
 
-def check_devices(plan: Plan, **operands: Array | None) -> None:
-    """Check the devices of operands with which a step does not compute, if their signature leaves them out."""
-    if not plan.backend.signs_devices:
-        plan.backend.check_devices(**_given(operands))
+def _sum_plan(old: tuple[Array | None, Array | None], new: tuple[Array | None, Array | None]) -> SumPlan:
+    backend = backend_of(new[1] if new[0] is None else new[0])
+    casts = widens = False
+    for name, array, term in zip(("dW", "db"), old, new, strict=True):
+        if array is None or term is None:
+            continue
+        named = {f"the {name} that is there": array, f"the new {name}": term}
+        _together(**named)
+        if shapes_differ(array.shape, term.shape):
+            msg = (
+                f"gradients that are added up must have one shape: {_describe(**named)}. Set layer.{name} = None first"
+            )
+            raise ValueError(msg)
+        casts = casts or array.dtype != term.dtype
+        widens = widens or backend.wide(array.dtype) != array.dtype
+    return SumPlan(backend, casts, widens, {})
 
 
 def _given(operands: dict[str, Array | None]) -> dict[str, Array]:
@@ -422,18 +438,6 @@ def _named(b: Array | None, **operands: Any) -> dict[str, Any]:
     return operands if b is None else {**operands, "b": b}
 
 
-def describe(**operands: Any) -> str:
-    """Say of every operand what it is: dtype, shape, library and device."""
-    return "; ".join(f"{name} is {_describe(operand)}" for name, operand in operands.items())
-
-
-def _describe(operand: Any) -> str:
-    backend = _backend_or_none(operand)
-    if backend is None:
-        return repr(operand) if operand is None else f"a {type(operand).__module__}.{type(operand).__qualname__}"
-    return backend.describe(operand)
-
-
 def _backend_or_none(operand: Any) -> Backend | None:
     try:
         return backend_of(operand)
@@ -441,80 +445,14 @@ def _backend_or_none(operand: Any) -> Backend | None:
         return None
 
 
-# Methods that make an array of what the asarray of a library would misread: a masked array would lose its mask, and a
-# sparse matrix of SciPy would become one object.
-_CONVERSIONS = ("filled", "toarray", "todense", "to_numpy")
-
-
-def _check_together(**operands: Any) -> tuple[Backend, Any, str]:
-    """Check that operands are arrays of one library, device and kind of dtype; return backend, common dtype, kind."""
-    found: dict[str, Backend] = {}
-    for name, operand in operands.items():
-        if (backend := _backend_or_none(operand)) is not None:
-            found[name] = backend
-            if reason := backend.why_no_operand(name, operand):
-                raise TypeError(reason)
-    first = next(iter(found.values()), None)
-    library = "numpy" if first is None else first.namespace.removeprefix("array_api_compat.")
-    if strangers := [name for name in operands if name not in found]:
-        name = next((name for name in strangers if hasattr(operands[name], "filled")), strangers[0])
-        method = next((method for method in _CONVERSIONS if hasattr(operands[name], method)), None)
-        remedy = f"{library}.asarray({name})" if method is None else f"{name}.{method}()"
-        if method == "filled":
-            remedy = f"{name}.filled(0), with the value that masked elements stand for"
-        msg = (
-            f"{' and '.join(strangers)} {'is no array' if len(strangers) == 1 else 'are no arrays'} of a library that "
-            f"follows the array API standard: "
-            f"{describe(**operands)}. Make it one first, for example {remedy}"
-        )
-        raise TypeError(msg)
-    others = [name for name, backend in found.items() if backend is not first]
-    if others or first is None:
-        msg = (
-            f"arrays of two libraries: {describe(**operands)}. Bring {' and '.join(others)} to "
-            f"{'numpy' if first is None else first.name} first; "
-            f"to_numpy and from_numpy of xaffine.backends.get(NAME) do"
-        )
-        raise TypeError(msg)
-    dtype, kind = _check_dtypes(first, operands)
-    first.check_devices(**operands)
-    return first, dtype, kind
-
-
-def _check_dtypes(backend: Backend, operands: dict[str, Any]) -> tuple[Any, str]:
-    dtypes = [operand.dtype for operand in operands.values()]
-    kinds = [backend.kind(dtype) for dtype in dtypes]
-    if kinds[0] is not None and len(set(kinds)) == 1:
-        reason = ""
-        try:
-            common = backend.promote(*dtypes)
-        except (TypeError, ValueError, RuntimeError) as error:  # how libraries say that two dtypes do not promote
-            common, reason = None, f" ({' '.join(str(error).split())})"
-        if common is not None and backend.kind(common) == kinds[0]:
-            return common, kinds[0]
-        msg = (
-            f"{backend.name} has no common dtype of the same kind for these: {describe(**operands)}{reason}. "
-            f"Cast all of them to one dtype first, with xp.astype"
-        )
-        raise TypeError(msg)
-    ranks = [KINDS.index(kind) if kind else -1 for kind in kinds]
-    widest = backend.dtype_name(dtypes[ranks.index(max(ranks))]) if max(ranks) != -1 else "a floating dtype"
-    others = [name for name, operand in operands.items() if backend.dtype_name(operand.dtype) != widest]
-    msg = (
-        f"the dtypes must be of one kind, integer, real floating or complex floating: {describe(**operands)}. "
-        f"Cast {' and '.join(others)} to {widest} first, with xp.astype"
-    )
-    raise TypeError(msg)
-
-
 def _check_parameter_shapes(W: Array, b: Array | None, **others: Any) -> None:
     if W.ndim != 2:
-        msg = f"W must be 2-D, (n, m): {describe(**others, W=W, b=b)}. Reshape it first"
+        msg = f"W must be 2-D, (n, m): {_describe(**others, W=W, b=b)}. Reshape it first"
         raise ValueError(msg)
     if b is not None and shapes_differ(b.shape, W.shape[1:]):
         msg = (
-            f"b must have the shape (m,) = {shape_text(W.shape[1:])}, never broadcast: {describe(**others, W=W, b=b)}. "
-            f"Reshape it first, or pass None for no bias"
+            f"b must have the shape (m,) = {shape_text(W.shape[1:])}, never broadcast: "
+            f"{_describe(**others, W=W, b=b)}. Reshape it first, or pass None for no bias"
         )
         raise ValueError(msg)
 
@@ -523,17 +461,14 @@ def _batch_axes(x: Array, W: Array, b: Array | None, n_batch_axes: int | None) -
     """Resolve `n_batch_axes` to the number of leading axes of x that are batch."""
     ndim = int(x.ndim)
     if ndim == 0:
-        msg = f"x must have at least one axis: {describe(x=x, W=W, b=b)}. Reshape it to (n,) or (N, n) first"
+        msg = f"x must have at least one axis: {_describe(x=x, W=W, b=b)}. Reshape it to (n,) or (N, n) first"
         raise ValueError(msg)
     if n_batch_axes is None:
         return 0 if ndim == 1 else 1
-    if type(n_batch_axes) is not int:
-        msg = f"n_batch_axes must be an int or None, not {n_batch_axes!r}: {describe(x=x, W=W, b=b)}"
-        raise TypeError(msg)
     k = n_batch_axes
     if not -ndim <= k <= ndim:
         msg = (
-            f"n_batch_axes = {k} is out of range for an x with {ndim} axes: {describe(x=x, W=W, b=b)}. "
+            f"n_batch_axes = {k} is out of range for an x with {ndim} axes: {_describe(x=x, W=W, b=b)}. "
             f"Pass one of {-ndim} to {ndim}; x.shape[:n_batch_axes] is the batch"
         )
         raise ValueError(msg)

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from xaffine._checks import check, check_cotangent, check_devices, check_tangents, check_tuple, describe
+from xaffine._checks import check, check_cotangent, check_tangents, check_tuple
 from xaffine._shapes import size
-from xaffine.backends import Array  # noqa: TC001 - fields of a NamedTuple
+from xaffine.backends import Array, _describe
 from xaffine.functional import Gradients, affine_backward, results, tangent_of, unpack_operands
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def affine_double_backward(
     by_dx, by_dW, by_db = check_tuple("cotangents", cotangents, (3,), "of three, for dx, dW and db")
     names = "the cotangent of dx", "the cotangent of dW", "the cotangent of db"
     plan = check_tangents(plan, names, cotangents, x, W, b, dy)
-    check_devices(plan, dy=dy, x=x, W=W, b=b)
+    plan.backend.check_operands(dy=dy, x=x, W=W, b=b)
     if by_dx is by_dW is by_db is None:
         return SecondGradients(None, None, None)
     second: SecondGradients = plan.backend.run(double_backward, plan, dy, x, W, b, by_dx, by_dW, by_db)
@@ -273,13 +273,13 @@ def kronecker_factors(
     """
     plan = check(x, W, b, n_batch_axes)
     plan = check_cotangent(plan, dy, x, W, b)
-    check_devices(plan, dy=dy, x=x, W=W, b=b)
+    plan.backend.check_operands(dy=dy, x=x, W=W, b=b)
     if plan.kind != "real floating":
-        msg = f"factors of curvature are of real floating dtype: {describe(dy=dy, x=x, W=W)}. Cast all to float32, say"
+        msg = f"factors of curvature are of real floating dtype: {_describe(dy=dy, x=x, W=W)}. Cast all to float32, say"
         raise TypeError(msg)
     if not size(plan.y_shape[:-1]):  # None stands for a size that is not known yet
         msg = (
-            f"the mean over a batch needs at least one sample, and their number: {describe(dy=dy, x=x)}. Find "
+            f"the mean over a batch needs at least one sample, and their number: {_describe(dy=dy, x=x)}. Find "
             f"it first (in Dask: x.compute_chunk_sizes())"
         )
         raise ValueError(msg)

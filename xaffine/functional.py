@@ -73,7 +73,7 @@ Operand: TypeAlias = Literal["x", "W", "b"]
 Wrt: TypeAlias = Operand | Iterable[Operand]
 """The operands whose gradients are wanted."""
 Outs: TypeAlias = tuple[Array | None, Array | None, Array | None]
-"""Buffers for dx, dW and db."""
+"""dx, dW and db, or buffers for them; None for those that are not wanted."""
 
 
 def affine(
@@ -132,7 +132,7 @@ def affine(
     >>> affine(x, W, np.asarray([10.0, 20.0, 30.0])).tolist()
     [[11.0, 22.0, 36.0], [13.0, 24.0, 44.0]]
     """
-    return affine_vjp(x, W, b, n_batch_axes=n_batch_axes, out=out)[0]
+    return checked_forward(x, W, b, n_batch_axes, out)[1]
 
 
 def affine_backward(
@@ -235,29 +235,34 @@ def affine_vjp(
     >>> y.tolist(), vjp(np.asarray([2.0])).dW.tolist()
     ([11.0], [[2.0], [4.0]])
     """
-    plan = check(x, W, b, n_batch_axes)
-    if out is not None:
-        check_out(plan, out, x, W, b)
-    if plan.backend.calls_directly:  # noqa: SIM108 - one call less, which would take as long as a small product
-        y = forward(plan, x, W, b, out)
-    else:
-        y = plan.backend.run(forward, plan, x, W, b, out)
+    plan, y = checked_forward(x, W, b, n_batch_axes, out)
     return y, partial(_pull_back, plan, x, W, b)
 
 
 def _pull_back(
-    plan: Plan,
-    x: Array,
-    W: Array,
-    b: Array | None,
-    dy: Array,
-    out: Outs | None = None,
-    wrt: Wrt = OPERANDS,
+    plan: Plan, x: Array, W: Array, b: Array | None, dy: Array, out: Outs | None = None, wrt: Wrt = OPERANDS
 ) -> Gradients:
+    return Gradients(*checked_backward(plan, x, W, b, dy, out, wrt))
+
+
+def checked_forward(
+    x: Array, W: Array, b: Array | None, n_batch_axes: int | None, out: Array | None
+) -> tuple[Plan, Array]:
+    """Check the operands and compute y; the plan is for `checked_backward`."""
+    plan = check(x, W, b, n_batch_axes)
+    if out is not None:
+        check_out(plan, out, x, W, b)
+    if plan.backend.calls_directly:  # one call less, which would take as long as a small product
+        return plan, forward(plan, x, W, b, out)
+    return plan, plan.backend.run(forward, plan, x, W, b, out)
+
+
+def checked_backward(plan: Plan, x: Array, W: Array, b: Array | None, dy: Array, out: Outs | None, wrt: Wrt) -> Outs:
+    """Check what a backward takes beside the operands of its forward, and compute dx, dW and db."""
     plan = check_cotangent(plan, dy, x, W, b, wrt)
     if out is not None:
         check_outs(plan, out, dy, x, W, b)
-    gradients: Gradients
+    gradients: Outs
     if plan.backend.calls_directly:
         gradients = backward(plan, dy, x, W, b, out)
     else:
@@ -335,27 +340,51 @@ _NO_BUFFERS = (None, None, None)
 @results("y")
 def forward(plan: Plan, x: Array, W: Array, b: Array | None, out: Array | None) -> Array:
     """y = x W + b."""
+    if plan.plain and out is None:
+        return plan.product(x, W, b)
+    backend = plan.backend
     if plan.x_matrix is not None:
-        x = plan.backend.reshape(x, plan.x_matrix)
+        x = backend.reshape(x, plan.x_matrix)
     if plan.casts:
-        x, W = plan.backend.as_operand(x, plan.dtype), plan.backend.as_operand(W, plan.dtype)
-        b = None if b is None else plan.backend.cast(b, plan.dtype)
-    buffer = None if out is None else plan.backend.buffer(out, plan.y_matrix, plan.dtype)
+        x, W = backend.as_operand(x, plan.dtype), backend.as_operand(W, plan.dtype)
+        b = None if b is None else backend.cast(b, plan.dtype)
+    buffer = None if out is None else backend.buffer(out, plan.y_matrix, plan.dtype)
     y = plan.product(x, W, b, buffer)
     if buffer is not None:
         return out
     if plan.casts:
-        y = plan.backend.cast(y, plan.y_dtype)
+        y = backend.cast(y, plan.y_dtype)
     if plan.y_matrix is not None:
-        y = plan.backend.reshape(y, plan.y_shape)
+        y = backend.reshape(y, plan.y_shape)
     return y if out is None else written(y, out)
 
 
 @results("x", "W", "b")
-def backward(plan: Plan, dy: Array, x: Array, W: Array, b: Array | None, out: Outs | None) -> Gradients:
+def backward(plan: Plan, dy: Array, x: Array, W: Array, b: Array | None, out: Outs | None) -> Outs:
     """dx = dy Wᵀ, dW = xᵀ dy, db = Σ over the batch of dy."""
     backend, wanted = plan.backend, plan.wanted
     primals = x, W, b
+    if not plan.plain:
+        dy, x, W = _matrices(plan, dy, x, W)
+    buffers = _NO_BUFFERS if out is None else _buffers(plan, out)
+    db = plan.sum_rows(dy, buffers[2]) if "b" in wanted else None  # (5)
+    dW = plan.product(backend.transposed(x), dy, None, buffers[1]) if "W" in wanted else None  # (4)
+    dx = plan.product(dy, backend.transposed(W), None, buffers[0]) if "x" in wanted else None  # (3)
+    if out is not None and buffers is not _NO_BUFFERS:
+        return out
+    if not plan.plain:
+        dx, dW, db = _restored(plan, (dx, dW, db), primals)
+    if out is not None:
+        dx, dW, db = (
+            gradient if buffer is None else written(gradient, buffer)
+            for gradient, buffer in zip((dx, dW, db), out, strict=True)
+        )
+    return dx, dW, db
+
+
+def _matrices(plan: Plan, dy: Array, x: Array, W: Array) -> tuple[Array, Array, Array]:
+    """The operands of the products as matrices, those that take part in one also in its dtype."""
+    backend, wanted = plan.backend, plan.wanted
     if plan.x_matrix is not None:
         x = backend.reshape(x, plan.x_matrix)
     if plan.y_matrix is not None:
@@ -364,23 +393,20 @@ def backward(plan: Plan, dy: Array, x: Array, W: Array, b: Array | None, out: Ou
         dy = backend.aligned(backend.as_operand(dy, plan.dtype), x)
         x = backend.as_operand(x, plan.dtype) if "W" in wanted else x
         W = backend.as_operand(W, plan.dtype) if "x" in wanted else W
-    buffers = _NO_BUFFERS if out is None else _buffers(plan, out)
-    db = plan.sum_rows(dy, buffers[2]) if "b" in wanted else None  # (5)
-    dW = plan.product(backend.transposed(x), dy, None, buffers[1]) if "W" in wanted else None  # (4)
-    dx = plan.product(dy, backend.transposed(W), None, buffers[0]) if "x" in wanted else None  # (3)
-    if out is not None and buffers is not _NO_BUFFERS:
-        return Gradients(*out)
+    return dy, x, W
+
+
+def _restored(plan: Plan, gradients: Outs, primals: tuple[Array, ...]) -> Outs:
+    """Gradients in the dtypes of their primals, dx in the shape of x."""
+    dx, dW, db = gradients
     if plan.casts:
         dx, dW, db = (
-            None if gradient is None else backend.cast(gradient, primal.dtype)
-            for gradient, primal in zip((dx, dW, db), primals, strict=True)
+            None if gradient is None else plan.backend.cast(gradient, primal.dtype)
+            for gradient, primal in zip(gradients, primals, strict=True)
         )
     if plan.x_matrix is not None and dx is not None:
-        dx = backend.reshape(dx, primals[0].shape)
-    gradients = Gradients(dx, dW, db)
-    if out is None:
-        return gradients
-    return Gradients(*(g if buffer is None else written(g, buffer) for g, buffer in zip(gradients, out, strict=True)))
+        dx = plan.backend.reshape(dx, primals[0].shape)
+    return dx, dW, db
 
 
 def _buffers(plan: Plan, out: Outs) -> Outs:
@@ -390,12 +416,11 @@ def _buffers(plan: Plan, out: Outs) -> Outs:
     """
     buffer, dtype = plan.backend.buffer, plan.dtype
     dx, dW, db = out
-    views = (
-        None if dx is None else buffer(dx, plan.x_matrix, dtype),
-        None if dW is None else buffer(dW, None, dtype),
-        None if db is None else buffer(db, None, dtype),
-    )
-    return views if len([view for view in views if view is not None]) == len(plan.wanted) else _NO_BUFFERS
+    dx = None if dx is None else buffer(dx, plan.x_matrix, dtype)
+    dW = None if dW is None else buffer(dW, None, dtype)
+    db = None if db is None else buffer(db, None, dtype)
+    filled = (dx is not None) + (dW is not None) + (db is not None)
+    return (dx, dW, db) if filled == len(plan.wanted) else _NO_BUFFERS
 
 
 @results("y", "y")

@@ -7,17 +7,17 @@ import pickle
 from typing import TYPE_CHECKING, Any
 
 from xaffine import backends, initializers
-from xaffine._checks import OPERANDS, check_parameters, check_sum, describe
-from xaffine.functional import affine_vjp
+from xaffine._checks import OPERANDS, check_parameters, check_sums
+from xaffine.functional import checked_backward, checked_forward
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterable
     from typing import Self
 
-    from xaffine._checks import Plan
+    from xaffine._checks import SumPlan
     from xaffine.backends import Array
-    from xaffine.functional import Outs, Vjp, Wrt
+    from xaffine.functional import Outs, Wrt
 
 __all__ = ["AffineLayer"]
 
@@ -75,7 +75,7 @@ class AffineLayer:
 
     dW: Array = None
     db: Array = None
-    _vjp: Vjp | None = None
+    _pending: Any = None  # the plan and the operands of the latest forward
 
     def __init__(self, W: Array, b: Array | None = None, *, n_batch_axes: int | None = None) -> None:
         check_parameters(W, b)
@@ -86,18 +86,19 @@ class AffineLayer:
 
     def __repr__(self) -> str:
         axes = "" if self.n_batch_axes is None else f", n_batch_axes={self.n_batch_axes}"
-        return f"<AffineLayer{axes}: {describe(W=self.W, b=self.b)}>"
+        return f"<AffineLayer{axes}: {backends._describe(W=self.W, b=self.b)}>"
 
     def __getstate__(self) -> Any:
         """All that a copy or a pickle has: not the pending backward, and of the gradients the values alone."""
         state = super().__getstate__()
         attributes, *slots = state if isinstance(state, tuple) else (state,)  # a subclass may have slots
-        attributes = {name: value for name, value in attributes.items() if name != "_vjp"}
+        attributes = {name: value for name, value in attributes.items() if name != "_pending"}
         attributes["_sums"] = {}
         for name in ("dW", "db"):
-            attributes[name] = _detached(getattr(self, name))
-            total, wide = self._sums.get(name, (None, None))
-            if total is getattr(self, name):  # else another gradient has replaced it
+            gradient = getattr(self, name)
+            attributes[name] = None if gradient is None else backends.backend_of(gradient).detached(gradient)
+            total, wide = self._sums.get(name, _NO_SUM)
+            if total is gradient:  # else another gradient has replaced it
                 attributes["_sums"][name] = attributes[name], wide
         return (attributes, *slots) if slots else attributes
 
@@ -165,7 +166,9 @@ class AffineLayer:
         >>> layer.forward(np.ones((5, 2, 3), "float32")).shape
         (5, 4)
         """
-        y, self._vjp = affine_vjp(x, self.W, self.b, n_batch_axes=self.n_batch_axes, out=out)
+        W, b = self.W, self.b
+        plan, y = checked_forward(x, W, b, self.n_batch_axes, out)
+        self._pending = plan, x, W, b
         return y
 
     def backward(
@@ -223,40 +226,42 @@ class AffineLayer:
         >>> layer.dW.tolist(), layer.db.tolist()
         ([[4.0], [5.0]], [9.0])
         """
-        if self._vjp is None:
+        if self._pending is None:
             msg = "backward needs a forward before it: call layer.forward(x) first"
             raise RuntimeError(msg)
+        plan, x, W, b = self._pending
         if not accumulate:
-            dx, self.dW, self.db = self._vjp(dy, out, wrt)
+            dx, self.dW, self.db = checked_backward(plan, x, W, b, dy, out, wrt)
             if self._sums:  # a buffer that held a sum may hold a gradient now
                 self._sums = {}
             return dx
         if out is not None:
             msg = "accumulate adds to dW and db in place, and out names other places for them: leave out one of the two"
             raise ValueError(msg)
-        dx, dW, db = self._vjp(dy, None, wrt)
-        # Both are checked before one is stored.
-        plan_of_dW = None if self.dW is None or dW is None else check_sum("dW", self.dW, dW)
-        plan_of_db = None if self.db is None or db is None else check_sum("db", self.db, db)
-        sum_of_dW = None if dW is None else self._sum("dW", self.dW, dW, plan_of_dW)
-        sum_of_db = None if db is None else self._sum("db", self.db, db, plan_of_db)
-        if sum_of_dW is not None:
-            self.dW = sum_of_dW[0]
-            self._sums["dW"] = sum_of_dW
-        if sum_of_db is not None:
-            self.db = sum_of_db[0]
-            self._sums["db"] = sum_of_db
+        dx, dW, db = checked_backward(plan, x, W, b, dy, None, wrt)
+        if dW is None and db is None:
+            return dx
+        sums = check_sums((self.dW, self.db), (dW, db))  # both before one is stored
+        sum_of_dW = self._sum(sums, "dW", self.dW, dW)
+        sum_of_db = self._sum(sums, "db", self.db, db)
+        self.dW, self.db = sum_of_dW, sum_of_db
         return dx
 
-    def _sum(self, name: str, old: Array | None, new: Array, plan: Plan | None) -> tuple[Array, Array | None]:
-        """Return old + new and, for half precision, the running float32 sum."""
-        if plan is None:
-            return _detached(new), None
-        known, wide = self._sums.get(name, _NO_SUM)
-        wide = wide if known is old else None
+    def _sum(self, plan: SumPlan, name: str, old: Array | None, new: Array | None) -> Array | None:
+        """Return old + new, where None is zero; of half precision, the running float32 sum is kept."""
+        if new is None:
+            return old
+        if old is None:
+            return plan.backend.detached(new)
+        known, wide = self._sums.get(name, _NO_SUM) if plan.widens else _NO_SUM
+        if known is not old:
+            wide = None
         if plan.backend.calls_directly:
-            return add(plan, old, new, wide)
-        total: tuple[Array, Array | None] = plan.backend.run(add, plan, old, new, wide)
+            total, wide = add(plan, old, new, wide)
+        else:
+            total, wide = plan.backend.run(add, plan, old, new, wide)
+        if plan.widens:
+            self._sums[name] = total, wide
         return total
 
     @classmethod
@@ -481,30 +486,27 @@ class AffineLayer:
         return cls(W, b, n_batch_axes=-1)
 
 
-def add(plan: Plan, old: Array, new: Array, wide: Array | None) -> tuple[Array, Array | None]:
-    """Return old + new and, for half precision, the running float32 sum: as values, without what was recorded.
+def add(plan: SumPlan, sum_so_far: Array, gradient: Array, wide: Array | None) -> tuple[Array, Array | None]:
+    """Add a gradient to a sum and, for half precision, to the running float32 sum: as values, without their record.
 
-    The sum is written into `old` where that is possible, so that whoever holds it sees the sum.
+    The sum is written where the old one is if possible, so that whoever holds it sees the new one.
     """
-    backend, dtype = plan.backend, old.dtype
-    in_place = backend.why_not_writable(old) is None and not backend.is_recorded(old)
-    new = backend.detached(new)
-    if plan.dtype is not dtype and plan.dtype != dtype:
-        wide = backend.cast(backend.detached(old), plan.dtype) if wide is None else wide
-        wide = backend.xp.add(wide, backend.cast(new, plan.dtype))
+    backend, dtype = plan.backend, sum_so_far.dtype
+    in_place = backend.why_not_writable(sum_so_far) is None and not backend.is_recorded(sum_so_far)
+    gradient = backend.detached(gradient)
+    if plan.widens and (wider := backend.wide(dtype)) != dtype:
+        wide = backend.cast(backend.detached(sum_so_far), wider) if wide is None else wide
+        wide = backend.xp.add(wide, backend.cast(gradient, wider))
         total = backend.cast(wide, dtype)
         if in_place:
-            old[...] = total
-        return (old if in_place else total), wide
-    new = backend.cast(new, dtype) if plan.casts else new
+            sum_so_far[...] = total
+        return (sum_so_far if in_place else total), wide
+    if plan.casts:
+        gradient = backend.cast(gradient, dtype)
     if in_place:
-        old += new
-        return old, None
-    return backend.xp.add(backend.detached(old), new), None
-
-
-def _detached(array: Array | None) -> Array | None:
-    return None if array is None else backends.backend_of(array).detached(array)
+        sum_so_far += gradient
+        return sum_so_far, None
+    return backend.xp.add(backend.detached(sum_so_far), gradient), None
 
 
 def _deepcopy(whole: Any, parts: Iterable[Any], memo: dict[int, Any]) -> Any:

@@ -14,8 +14,8 @@ import math
 import operator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from xaffine._checks import check, check_cotangent, check_devices, describe
-from xaffine.backends import Array  # noqa: TC001 - fields of a NamedTuple
+from xaffine._checks import check, check_cotangent
+from xaffine.backends import Array, _describe
 from xaffine.functional import Gradients, results
 
 if TYPE_CHECKING:
@@ -253,9 +253,9 @@ def _checked(
     dy: Array, x: Array, W: Array, b: Array | None, n_batch_axes: int | None, *, floating: bool = False
 ) -> Plan:
     plan = check_cotangent(check(x, W, b, n_batch_axes), dy, x, W, b)
-    check_devices(plan, dy=dy, x=x, W=W, b=b)
+    plan.backend.check_operands(dy=dy, x=x, W=W, b=b)
     if floating and plan.kind == "integral":
-        msg = f"norms are of floating dtype: {describe(dy=dy, x=x, W=W)}. Cast all to float64, say"
+        msg = f"norms are of floating dtype: {_describe(dy=dy, x=x, W=W)}. Cast all to float64, say"
         raise TypeError(msg)
     return plan
 

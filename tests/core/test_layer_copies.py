@@ -64,7 +64,7 @@ class TestCopies:
             assert np.array_equal(backend.to_numpy(array), backend.to_numpy(old))
             assert (array is old) == (how == "copy" and name in "Wb") or backend.name == "jax"
         assert new.n_batch_axes == -1
-        assert vars(new).keys() == vars(layer).keys() - {"_vjp"}
+        assert vars(new).keys() == vars(layer).keys() - {"_pending"}
         new.forward(x)
         assert np.array_equal(backend.to_numpy(new.backward(dy)), dx)
         assert np.array_equal(backend.to_numpy(layer.backward(dy)), dx)  # its own is pending still

@@ -99,9 +99,13 @@ def test_reason_why_an_array_is_no_operand_is_passed_on(monkeypatch: pytest.Monk
     x, W, b, dy = np.ones((2, 3)), np.ones((3, 4)), np.ones(4), np.ones((2, 4))
     kind, refused = type(_checks.backend_of(W)), []
     monkeypatch.setattr(_checks.backend_of(x), "plans", {})
-    monkeypatch.setattr(
-        kind, "why_no_operand", lambda _, name, array: f"not {name}" if any(array is r for r in refused) else None
-    )
+
+    def check_operands(_: Any, **operands: Any) -> None:
+        for name, array in operands.items():
+            if any(array is each for each in refused):
+                raise TypeError(f"not {name}")
+
+    monkeypatch.setattr(kind, "check_operands", check_operands)
     plan = _checks.check(x, W, b, None)
     _checks.backend_of(x).plans.clear()
     for name, array in {"x": x, "W": W, "b": b}.items():

@@ -17,7 +17,7 @@ MODULES = [
 ]  # fmt: skip
 LIBRARIES = re.compile(r"torch|jax|jnp|cupy|cuda|dask|ndonnx|sparse|array_api_strict|mesh|tracer", re.IGNORECASE)
 # What a module may tell apart by its type: what users pass that is no array.
-TOLD_APART = {"tuple", "list", "dict", "bool", "int", "float", "str", "Iterable", "np", "integer"}
+TOLD_APART = {"tuple", "list", "dict", "bool", "int", "float", "str", "Iterable", "np", "integer", "Integral"}
 
 
 def names(tree: ast.AST) -> Iterator[tuple[int, str]]:

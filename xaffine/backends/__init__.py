@@ -12,6 +12,7 @@ beside this one, which is imported when the first array of the library comes.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 from typing import Any, Literal, TypeAlias
@@ -165,6 +166,55 @@ def backend_of(array: Array) -> Backend:
     if not is_tangent:
         _BY_TYPE[kind] = backend
     return backend
+
+
+# Methods that make an array of what the asarray of a library would misread: a masked array would lose its mask, and a
+# sparse matrix of SciPy would become one object.
+_CONVERSIONS = ("filled", "toarray", "todense", "to_numpy")
+
+
+def _together(**operands: Any) -> tuple[Backend, Any, str]:
+    """The one backend of some operands, their common dtype and its kind; an error that names what does not fit."""
+    found: dict[str, Backend] = {}
+    for name, operand in operands.items():
+        with contextlib.suppress(TypeError):
+            found[name] = backend_of(operand)
+    first = next(iter(found.values()), None)
+    library = "numpy" if first is None else first.namespace.removeprefix("array_api_compat.")
+    if strangers := [name for name in operands if name not in found]:
+        name = next((name for name in strangers if hasattr(operands[name], "filled")), strangers[0])
+        method = next((method for method in _CONVERSIONS if hasattr(operands[name], method)), None)
+        remedy = f"{library}.asarray({name})" if method is None else f"{name}.{method}()"
+        if method == "filled":
+            remedy = f"{name}.filled(0), with the value that masked elements stand for"
+        msg = (
+            f"{' and '.join(strangers)} {'is no array' if len(strangers) == 1 else 'are no arrays'} of a library that "
+            f"follows the array API standard: "
+            f"{_describe(**operands)}. Make it one first, for example {remedy}"
+        )
+        raise TypeError(msg)
+    others = [name for name, backend in found.items() if backend is not first]
+    if others or first is None:
+        msg = (
+            f"arrays of two libraries: {_describe(**operands)}. Bring {' and '.join(others)} to "
+            f"{'numpy' if first is None else first.name} first; "
+            f"to_numpy and from_numpy of xaffine.backends.get(NAME) do"
+        )
+        raise TypeError(msg)
+    first.check_operands(**operands)
+    return first, *first.common_dtype(**operands)
+
+
+def _describe(**operands: Any) -> str:
+    """Say of every operand what it is: dtype, shape, library and device."""
+    return "; ".join(f"{name} is {_described(operand)}" for name, operand in operands.items())
+
+
+def _described(operand: Any) -> str:
+    try:
+        return backend_of(operand).describe(operand)
+    except TypeError:
+        return repr(operand) if operand is None else f"a {type(operand).__module__}.{type(operand).__qualname__}"
 
 
 def _of_namespace(namespace: str) -> Backend:

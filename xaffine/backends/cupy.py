@@ -218,7 +218,7 @@ class Cupy(Backend):
     def why_not_writable(self, array: cupy.ndarray) -> None:
         """CuPy has no read-only arrays."""
 
-    def can_fill(self, buffers: Sequence[cupy.ndarray], operands: Sequence[cupy.ndarray | None]) -> bool:
+    def can_fill(self, buffers: Sequence[cupy.ndarray | None], operands: Sequence[cupy.ndarray | None]) -> bool:
         """Whether all are blocks without gaps, one after the other."""
         return _memory.are_apart([_memory_of(array) for array in (*buffers, *operands) if array is not None])
 

@@ -86,9 +86,9 @@ class Dask(Backend):
             rows = self.as_matrix(x, plan.x_matrix, plan.dtype)
             rows_of_dy = self.aligned(self.as_matrix(dy, plan.y_matrix, plan.dtype), rows)
             if _is_sum_of_blocks(rows.T, rows_of_dy):
-                gradients = step(plan._replace(wanted=plan.wanted[:-2]), dy, x, W, b, None)
+                dx, _, _ = step(plan._replace(wanted=plan.wanted[:-2]), dy, x, W, b, None)
                 total = _total(rows_of_dy, rows, with_sum=True)
-                return gradients._replace(dW=self.cast(total[:-1], W.dtype), db=self.cast(total[-1], b.dtype))
+                return dx, self.cast(total[:-1], W.dtype), self.cast(total[-1], b.dtype)
         return step(plan, dy, x, W, b, out)
 
     def product(self, a: da.Array, c: da.Array, bias: da.Array | None = None, out: None = None) -> da.Array:

@@ -29,7 +29,6 @@ class Jax(Backend):
 
     name = "jax"
     namespace = "jax.numpy"
-    signs_devices = False
     halves = ("bfloat16", "float16")
 
     @property
@@ -92,11 +91,10 @@ class Jax(Backend):
         """The options without which float64 becomes float32, and with which mixed dtypes are refused."""
         return jax.config.jax_enable_x64, jax.config.jax_numpy_dtype_promotion
 
-    def check_devices(self, **operands: Array) -> None:
-        """Look at those arrays alone that are bound to a device."""
-        bound = {name: a for name, a in operands.items() if type(a) is ArrayImpl and a.committed}
-        if len({array.sharding for array in bound.values()}) > 1:
-            super().check_devices(**bound)
+    def check_operands(self, **operands: Any) -> None:
+        """Look closer only if some arrays are bound to different devices."""
+        if len({a.sharding for a in operands.values() if type(a) is ArrayImpl and a.committed}) > 1:
+            super().check_operands(**{name: a for name, a in operands.items() if type(a) is ArrayImpl and a.committed})
 
     def device_of(self, array: Array) -> Any:
         """None of what JAX moves at will: uncommitted and traced arrays, and those that several devices share."""
@@ -117,7 +115,7 @@ class Jax(Backend):
         try:
             return compiled(*arrays)
         except ValueError:  # of arrays on two devices, the message of xaffine names them
-            self.check_devices(**{name: a for name, a in _named(step, arrays).items() if type(a) is ArrayImpl})
+            self.check_operands(**_named(step, arrays))
             raise
 
     def primitives(self, *arrays: Array | None, extents: Any = (None,)) -> Any:  # noqa: ARG002 - also for tracers

@@ -48,10 +48,10 @@ class Numpy(Backend):
         elif len(arrays) == 1:
             (array,) = arrays
             return (array.dtype, array.shape) if type(array) is np.ndarray else None
-        elif len(arrays) == 2:
-            first, second = arrays
-            if type(first) is type(second) is np.ndarray:
-                return first.dtype, first.shape, second.dtype, second.shape
+        elif len(arrays) == 4:
+            dW, db, new_dW, new_db = arrays
+            if type(dW) is type(db) is type(new_dW) is type(new_db) is np.ndarray:
+                return dW.dtype, dW.shape, db.dtype, db.shape, new_dW.dtype, new_dW.shape, new_db.dtype, new_db.shape
         parts: list[Any] = []
         for array in arrays:
             if type(array) is np.ndarray:
@@ -70,11 +70,8 @@ class Numpy(Backend):
         """Look at the flag."""
         return None if array.flags.writeable else "it is read-only"
 
-    def can_fill(self, buffers: Sequence[ndarray], operands: Sequence[ndarray | None]) -> bool:
-        """Whether every buffer owns its memory, and is neither another array nor the owner of one's memory.
-
-        A buffer that is not contiguous may own its memory and overlap itself.
-        """
+    def can_fill(self, buffers: Sequence[ndarray | None], operands: Sequence[ndarray | None]) -> bool:
+        """Whether every buffer is a block of memory of its own that no other array lies in."""
         owners = []
         for array in operands:
             owner = array
@@ -84,12 +81,10 @@ class Numpy(Backend):
                     return False
             owners.append(id(owner))
         for buffer in buffers:
+            if buffer is None:
+                continue
             flags = buffer.flags
-            if (
-                not (flags.writeable and flags.owndata and flags.forc)
-                or buffer.base is not None
-                or id(buffer) in owners
-            ):
+            if not (flags.carray and flags.owndata) or id(buffer) in owners:
                 return False
             owners.append(id(buffer))
         return True

@@ -66,8 +66,6 @@ class Backend:
     """Integer dtypes of the standard that are not computed exactly."""
     fills_unknown: ClassVar[bool] = True
     """Whether elements of an array can be assigned before all its extents are known."""
-    signs_devices: ClassVar[bool] = True
-    """Whether `signature` depends on the devices of the arrays."""
     types: frozenset[type] = frozenset()
     """The types of array that `product` and `sum_rows` of the subclass take; others take those of this class."""
 
@@ -403,10 +401,6 @@ class Backend:
         """What the checks depend on, as a key of a dictionary; None if the arrays must be looked at each time."""
         return None
 
-    def why_no_operand(self, name: str, array: Array) -> str | None:  # noqa: ARG002 - the subclasses look at it
-        """Why an array of this library, of a given name, cannot take part, with the remedy; or None."""
-        return None
-
     def device_of(self, array: Array) -> Any:
         """The device that an array is bound to, or None if nothing binds it to one."""
         return array_api_compat.device(array)
@@ -425,7 +419,7 @@ class Backend:
             return "it is immutable or read-only"
         return None
 
-    def can_fill(self, buffers: Sequence[Array], operands: Sequence[Array | None]) -> bool:  # noqa: ARG002 - the subclasses look at it
+    def can_fill(self, buffers: Sequence[Array | None], operands: Sequence[Array | None]) -> bool:  # noqa: ARG002 - the subclasses look at it
         """Whether it is clear at once that buffers can be written, and that this changes nothing else.
 
         If not, `why_not_writable`, `is_recorded`, `share_memory` and `overlaps_itself` are asked.
@@ -466,13 +460,43 @@ class Backend:
         place = self.package if device is None else f"{self.package} on {device}"
         return f"{self.dtype_name(array.dtype)} {shape_text(array.shape)} ({place})"
 
-    def check_devices(self, **operands: Array) -> None:
-        """Raise a ValueError if some arrays are on two devices."""
-        devices = [device for device in map(self.device_of, operands.values()) if device is not None]
+    def describe_all(self, **operands: Array) -> str:
+        """What each of some operands is."""
+        return "; ".join(f"{name} is {self.describe(operand)}" for name, operand in operands.items())
+
+    def check_operands(self, **operands: Any) -> None:
+        """Raise a ValueError if some arrays are on two devices, a TypeError for one that no step can compute with."""
+        given = {name: operand for name, operand in operands.items() if operand is not None}
+        devices = [device for device in map(self.device_of, given.values()) if device is not None]
         if any(device != devices[0] for device in devices[1:]):
-            text = "; ".join(f"{name} is {self.describe(operand)}" for name, operand in operands.items())
-            msg = f"arrays on two devices: {text}. Move them to one first"
+            msg = f"arrays on two devices: {self.describe_all(**given)}. Move them to one first"
             raise ValueError(msg)
+
+    def common_dtype(self, **operands: Array) -> tuple[Any, str]:
+        """The dtype that operands promote to and its kind, which must be that of each; else a TypeError."""
+        dtypes = [operand.dtype for operand in operands.values()]
+        kinds = [self.kind(dtype) for dtype in dtypes]
+        if kinds[0] is not None and len(set(kinds)) == 1:
+            reason = ""
+            try:
+                common = self.promote(*dtypes)
+            except (TypeError, ValueError, RuntimeError) as error:  # how libraries say that two dtypes do not promote
+                common, reason = None, f" ({' '.join(str(error).split())})"
+            if common is not None and self.kind(common) == kinds[0]:
+                return common, kinds[0]
+            msg = (
+                f"{self.name} has no common dtype of the same kind for these: {self.describe_all(**operands)}{reason}. "
+                f"Cast all of them to one dtype first, with xp.astype"
+            )
+            raise TypeError(msg)
+        ranks = [KINDS.index(kind) if kind else -1 for kind in kinds]
+        widest = self.dtype_name(dtypes[ranks.index(max(ranks))]) if max(ranks) != -1 else "a floating dtype"
+        others = [name for name, operand in operands.items() if self.dtype_name(operand.dtype) != widest]
+        msg = (
+            f"the dtypes must be of one kind, integer, real floating or complex floating: "
+            f"{self.describe_all(**operands)}. Cast {' and '.join(others)} to {widest} first, with xp.astype"
+        )
+        raise TypeError(msg)
 
     # How it is timed.
 

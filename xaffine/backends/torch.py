@@ -99,14 +99,16 @@ class Torch(Backend):
                 return None
         return tuple(parts)
 
-    def why_no_operand(self, name: str, array: Tensor) -> str | None:
+    def check_operands(self, **operands: Any) -> None:
         """A nested tensor has no shape, or an extent that varies."""
-        if getattr(array, "is_nested", False):
-            return (
-                f"{name} must have one extent along each axis, and is a nested tensor. Pass the rows of all its "
-                f"samples, torch.cat({name}.unbind())"
-            )
-        return None
+        for name, operand in operands.items():
+            if getattr(operand, "is_nested", False):
+                msg = (
+                    f"{name} must have one extent along each axis, and is a nested tensor. Pass the rows of all its "
+                    f"samples, torch.cat({name}.unbind())"
+                )
+                raise TypeError(msg)
+        super().check_operands(**operands)
 
     def device_of(self, array: Tensor) -> Any:
         """The device; of a DTensor its mesh."""
@@ -119,10 +121,12 @@ class Torch(Backend):
             return None
         return "it was made in torch.inference_mode"
 
-    def can_fill(self, buffers: Sequence[Tensor], operands: Sequence[Tensor | None]) -> bool:
+    def can_fill(self, buffers: Sequence[Tensor | None], operands: Sequence[Tensor | None]) -> bool:
         """Whether all are blocks without gaps, one after the other, and none is recorded."""
         tensors = [tensor for tensor in (*buffers, *operands) if tensor is not None]
-        if any(map(self.why_not_writable, buffers)) or any(map(self.is_recorded, tensors)):
+        if any(buffer is not None and self.why_not_writable(buffer) for buffer in buffers) or any(
+            map(self.is_recorded, tensors)
+        ):
             return False
         memories = [_memory_of(tensor) for tensor in tensors]
         known = [memory for memory in memories if memory is not None]
