@@ -225,8 +225,10 @@ def check_tangents(
     signature = plan.backend.signature(*tangents) if dy is None else plan.backend.signature(dy, *tangents)
     key = None if signature is None else ("tangents", signature)
     known: Plan | None = plan.derived.get(key)
-    arguments = plan, names, tangents, x, W, b, dy
-    return known or _remembered(plan.backend, plan.derived, key, _plan_with_tangents, *arguments)
+    if known is not None:
+        return known
+    made: Plan = _remembered(plan.backend, plan.derived, key, _plan_with_tangents, plan, names, tangents, x, W, b, dy)
+    return made
 
 
 def _plan_with_tangents(

@@ -320,6 +320,8 @@ def affine_jvp(
 
 def unpack_operands(name: str, arrays: tuple[Array | None, ...]) -> tuple[Array | None, ...]:
     """Unpack (x, W) or (x, W, b)."""
+    if type(arrays) is tuple and len(arrays) == 3:
+        return arrays
     check_tuple(name, arrays, (2, 3), "of two or three, for x, W and b")
     return arrays if len(arrays) == 3 else (*arrays, None)
 

@@ -111,7 +111,9 @@ class Jax(Backend):
         if compiled is None:
             if any(isinstance(array, jax.core.Tracer) for array in arrays):
                 return _traced(step, plan, *arrays)
-            compiled = plan.derived[step] = jax.jit(_named_as(step, partial(_traced, step, plan)))
+            # Unused operands are kept, since JAX asks for the devices of no others.
+            compiled = jax.jit(_named_as(step, partial(_traced, step, plan)), keep_unused=True)
+            plan.derived[step] = compiled
         try:
             return compiled(*arrays)
         except ValueError:  # of arrays on two devices, the message of xaffine names them
