@@ -86,8 +86,10 @@ def check(x: Array, W: Array, b: Array | None, n_batch_axes: int | None) -> Plan
     if n_batch_axes is not None and type(n_batch_axes) is not int:  # as keys of a dictionary True and 1.0 are 1
         n_batch_axes = _as_int(n_batch_axes, x=x, W=W, b=b)
     backend = _BY_TYPE.get(type(x))
-    signature = None if backend is None else backend.signature(x, W, b)
-    if backend is None or signature is None:
+    if backend is None:  # the first array of its type, or no array
+        backend = _plan(x, W, b, n_batch_axes).backend
+    signature = backend.signature(x, W, b)
+    if signature is None:
         return _plan(x, W, b, n_batch_axes)
     key = signature, n_batch_axes
     plan: Plan | None = backend.plans.get(key)
