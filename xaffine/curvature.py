@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from xaffine._checks import check, check_cotangent, check_tangents, check_tuple
 from xaffine._shapes import size
 from xaffine.backends import Array, _describe
-from xaffine.functional import Gradients, affine_backward, results, tangent_of, unpack_operands
+from xaffine.functional import Gradients, affine_backward, matrix, restored, results, tangent_of, unpack_operands
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -118,17 +118,17 @@ def double_backward(
     by_db: Array | None,
 ) -> SecondGradients:
     """By dy: ḡx W + x ḡW + ḡb; by x: dy ḡWᵀ; by W: ḡxᵀ dy."""
-    backend, dtype = plan.backend, plan.dtype
+    backend = plan.backend
     rows_of_x = x if plan.x_matrix is None else backend.reshape(x, plan.x_matrix)
-    rows = backend.aligned(backend.as_matrix(dy, plan.y_matrix, dtype), rows_of_x)
-    of_x = None if by_dW is None else plan.product(rows, backend.transposed(backend.as_matrix(by_dW, None, dtype)))
+    rows = backend.aligned(matrix(plan, dy, plan.y_matrix), rows_of_x)
+    of_x = None if by_dW is None else plan.product(rows, backend.transposed(matrix(plan, by_dW)))
     of_W = None
     if by_dx is not None:
-        of_W = plan.product(backend.transposed(backend.as_matrix(by_dx, plan.x_matrix, dtype)), rows)
+        of_W = plan.product(backend.transposed(matrix(plan, by_dx, plan.x_matrix)), rows)
     return SecondGradients(
         tangent_of(plan, x, W, by_dx, by_dW, by_db, dy.dtype),
-        None if of_x is None else backend.restored(of_x, x.shape if plan.x_matrix else None, x.dtype),
-        None if of_W is None else backend.restored(of_W, None, W.dtype),
+        restored(plan, of_x, x, plan.x_matrix),
+        restored(plan, of_W, W),
     )
 
 
@@ -298,6 +298,6 @@ def second_moments(
     backend, N = plan.backend, size(plan.y_shape[:-1])
     moments = []
     for array, shape in ((x, plan.x_matrix), (dy, plan.y_matrix)):
-        matrix = backend.as_matrix(array, shape, backend.wide(array.dtype))
-        moments.append(backend.cast(plan.product(backend.transposed(matrix), matrix) / N, array.dtype))
+        rows = backend.as_matrix(array, shape, backend.wide(array.dtype))
+        moments.append(backend.cast(plan.product(backend.transposed(rows), rows) / N, array.dtype))
     return KroneckerFactors(*moments)

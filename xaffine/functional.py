@@ -345,10 +345,9 @@ def forward(plan: Plan, x: Array, W: Array, b: Array | None, out: Array | None) 
     if plan.plain and out is None:
         return plan.product(x, W, b)
     backend = plan.backend
-    if plan.x_matrix is not None:
-        x = backend.reshape(x, plan.x_matrix)
+    x = matrix(plan, x, plan.x_matrix)
     if plan.casts:
-        x, W = backend.as_operand(x, plan.dtype), backend.as_operand(W, plan.dtype)
+        W = matrix(plan, W)
         b = None if b is None else backend.cast(b, plan.dtype)
     buffer = None if out is None else backend.buffer(out, plan.y_matrix, plan.dtype)
     y = plan.product(x, W, b, buffer)
@@ -367,7 +366,10 @@ def backward(plan: Plan, dy: Array, x: Array, W: Array, b: Array | None, out: Ou
     backend, wanted = plan.backend, plan.wanted
     primals = x, W, b
     if not plan.plain:
-        dy, x, W = _matrices(plan, dy, x, W)
+        rows = x if plan.x_matrix is None else backend.reshape(x, plan.x_matrix)
+        dy = backend.aligned(matrix(plan, dy, plan.y_matrix), rows)
+        x = matrix(plan, rows) if "W" in wanted else rows
+        W = matrix(plan, W) if "x" in wanted else W
     buffers = _NO_BUFFERS if out is None else _buffers(plan, out)
     db = plan.sum_rows(dy, buffers[2]) if "b" in wanted else None  # (5)
     dW = plan.product(backend.transposed(x), dy, None, buffers[1]) if "W" in wanted else None  # (4)
@@ -375,7 +377,11 @@ def backward(plan: Plan, dy: Array, x: Array, W: Array, b: Array | None, out: Ou
     if out is not None and buffers is not _NO_BUFFERS:
         return out
     if not plan.plain:
-        dx, dW, db = _restored(plan, (dx, dW, db), primals)
+        dx, dW, db = (
+            restored(plan, dx, primals[0], plan.x_matrix),
+            restored(plan, dW, primals[1]),
+            restored(plan, db, b),
+        )
     if out is not None:
         dx, dW, db = (
             gradient if buffer is None else written(gradient, buffer)
@@ -384,31 +390,22 @@ def backward(plan: Plan, dy: Array, x: Array, W: Array, b: Array | None, out: Ou
     return dx, dW, db
 
 
-def _matrices(plan: Plan, dy: Array, x: Array, W: Array) -> tuple[Array, Array, Array]:
-    """The operands of the products as matrices, those that take part in one also in its dtype."""
-    backend, wanted = plan.backend, plan.wanted
-    if plan.x_matrix is not None:
-        x = backend.reshape(x, plan.x_matrix)
-    if plan.y_matrix is not None:
-        dy = backend.reshape(dy, plan.y_matrix)
+def matrix(plan: Plan, array: Array, shape: tuple[Any, ...] | None = None) -> Array:
+    """An array as the products take it: in the dtype of the plan, and in a shape, or None if it is a matrix already."""
     if plan.casts:
-        dy = backend.aligned(backend.as_operand(dy, plan.dtype), x)
-        x = backend.as_operand(x, plan.dtype) if "W" in wanted else x
-        W = backend.as_operand(W, plan.dtype) if "x" in wanted else W
-    return dy, x, W
+        return plan.backend.as_matrix(array, shape, plan.dtype)
+    return array if shape is None else plan.backend.reshape(array, shape)
 
 
-def _restored(plan: Plan, gradients: Outs, primals: tuple[Array, ...]) -> Outs:
-    """Gradients in the dtypes of their primals, dx in the shape of x."""
-    dx, dW, db = gradients
+def restored(
+    plan: Plan, gradient: Array | None, primal: Array, as_matrix: tuple[Any, ...] | None = None
+) -> Array | None:
+    """A gradient in the dtype of its primal, and in the shape if the primal was taken as a matrix."""
+    if gradient is None:
+        return None
     if plan.casts:
-        dx, dW, db = (
-            None if gradient is None else plan.backend.cast(gradient, primal.dtype)
-            for gradient, primal in zip(gradients, primals, strict=True)
-        )
-    if plan.x_matrix is not None and dx is not None:
-        dx = plan.backend.reshape(dx, primals[0].shape)
-    return dx, dW, db
+        gradient = plan.backend.cast(gradient, primal.dtype)
+    return gradient if as_matrix is None else plan.backend.reshape(gradient, primal.shape)
 
 
 def _buffers(plan: Plan, out: Outs) -> Outs:
@@ -441,8 +438,7 @@ def tangent_of(
     backend = plan.backend
 
     def product(x: Array, W: Array, bias: Array | None = None) -> Array:
-        factors = backend.as_matrix(x, plan.x_matrix, plan.dtype), backend.as_matrix(W, None, plan.dtype)
-        return plan.product(*factors, bias)
+        return plan.product(matrix(plan, x, plan.x_matrix), matrix(plan, W), bias)
 
     bias = None if b_dot is None else backend.cast(b_dot, plan.dtype)
     if x_dot is not None and W_dot is not None:
@@ -452,6 +448,6 @@ def tangent_of(
     elif W_dot is not None:
         y_dot = product(x, W_dot, bias)
     else:  # a layer without features is its bias
-        rows = backend.as_matrix(x, plan.x_matrix, plan.dtype)
-        y_dot = plan.product(rows[:, :0], backend.cast(W[:0, :], plan.dtype), bias)
-    return backend.restored(y_dot, plan.y_shape if plan.y_matrix else None, dtype)
+        y_dot = plan.product(matrix(plan, x, plan.x_matrix)[:, :0], matrix(plan, W[:0, :]), bias)
+    y_dot = backend.cast(y_dot, dtype)
+    return y_dot if plan.y_matrix is None else backend.reshape(y_dot, plan.y_shape)

@@ -48,14 +48,13 @@ def as_matrix(backend: Backend, array: Lazy, n_batch_axes: int) -> Any:
 @pytest.mark.parametrize("unknown", [None, math.nan])
 def test_an_unknown_batch_is_inferred(unknown: Any) -> None:
     assert as_matrix(Reshapes(), Lazy(unknown, 2, 3), 1).shape == (-1, 6)
-    assert Reshapes().restored(Lazy(unknown, 6), (unknown, 2, 3), "float32").shape == (-1, 2, 3)
+    assert Reshapes().reshape(Lazy(unknown, 6), (unknown, 2, 3)).shape == (-1, 2, 3)
 
 
 @pytest.mark.parametrize("unknown", [None, math.nan])
 def test_a_matrix_with_unknown_rows_is_left_as_it_is(unknown: Any) -> None:
     matrix = Lazy(unknown, 6)
     assert as_matrix(Refuses(), matrix, 1) is matrix
-    assert Refuses().restored(matrix, None, "float32") is matrix
 
 
 def test_what_cannot_be_inferred_says_what_to_do() -> None:

@@ -555,16 +555,7 @@ class Backend:
 
     def as_matrix(self, array: Array, shape: tuple[Any, ...] | None, dtype: Any) -> Array:
         """An array as a matrix in a dtype, which products can read; of a shape, or None if it is a matrix already."""
-        return self.as_operand(array if shape is None else self.reshape(array, shape), dtype)
-
-    def as_operand(self, matrix: Array, dtype: Any) -> Array:
-        """A matrix in a dtype, which products can read."""
-        return self.readable(self.cast(matrix, dtype))
-
-    def restored(self, matrix: Array, shape: tuple[Any, ...] | None, dtype: Any) -> Array:
-        """A result in a dtype, and in the shape that it is wanted in; of None, if it has that already."""
-        matrix = self.cast(matrix, dtype)
-        return matrix if shape is None else self.reshape(matrix, shape)
+        return self.readable(self.cast(array if shape is None else self.reshape(array, shape), dtype))
 
     def is_readable(self, matrix: Array) -> bool:  # noqa: ARG002 - the subclasses look at it
         """Whether products read a matrix as it lies in memory."""
