@@ -201,5 +201,5 @@ def test_tangents_are_checked_once_for_each_signature(monkeypatch: pytest.Monkey
     assert np.array_equal(affine_jvp(primals, primals)[1], first)
 
 
-def test_backend_that_cannot_tell_at_once_looks_closer_at_every_buffer(numpy_backend: Backend) -> None:
-    assert not Backend.can_fill(numpy_backend, [np.zeros(2)], [np.zeros(2)])
+def test_backend_that_cannot_tell_at_once_looks_closer_at_every_buffer() -> None:
+    assert not Backend("of whose memory nothing is known").can_fill([np.zeros(2)], [np.zeros(2)])

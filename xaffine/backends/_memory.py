@@ -10,7 +10,7 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-__all__ = ["Memory", "are_apart", "overlaps_itself", "share_memory"]
+__all__ = ["Memory", "are_apart"]
 
 
 class Memory:
@@ -34,27 +34,25 @@ class Memory:
             "typestr": f"|V{self.itemsize}",
         }  # fmt: skip
 
+    def overlaps(self, other: Memory) -> bool:
+        """Whether two arrays have an address in common."""
+        if self.high <= other.low or other.high <= self.low:
+            return False
+        return np.shares_memory(np.asarray(self), np.asarray(other))
+
+    def overlaps_itself(self) -> bool:
+        """Whether two elements have an address in common."""
+        if 0 in self.shape:
+            return False
+        span = self.itemsize
+        for stride, extent in sorted((abs(s), e) for s, e in zip(self.strides, self.shape, strict=True) if e > 1):
+            if stride < span:
+                return True
+            span += stride * (extent - 1)
+        return False
+
 
 def are_apart(memories: Collection[Memory]) -> bool:
     """Whether all are blocks without gaps that lie one after the other; if not, it takes a closer look."""
     blocks = sorted((m.low, m.high) for m in memories if m.contiguous)
     return len(blocks) == len(memories) and all(high <= low for (_, high), (low, _) in pairwise(blocks))
-
-
-def share_memory(first: Memory, second: Memory) -> bool:
-    """Whether two arrays have an address in common."""
-    if first.high <= second.low or second.high <= first.low:
-        return False
-    return np.shares_memory(np.asarray(first), np.asarray(second))
-
-
-def overlaps_itself(memory: Memory | np.ndarray) -> bool:
-    """Whether two elements of an array have an address in common."""
-    if 0 in memory.shape:
-        return False
-    span = memory.itemsize
-    for stride, extent in sorted((abs(s), e) for s, e in zip(memory.strides, memory.shape, strict=True) if e > 1):
-        if stride < span:
-            return True
-        span += stride * (extent - 1)
-    return False

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import array_api_compat
 import cupy
 
-from xaffine.backends import _memory
+from xaffine.backends._memory import Memory
 from xaffine.backends.standard import Array, Backend
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Collection
     from contextlib import AbstractContextManager
 
 __all__ = ["BACKEND", "Cupy"]
@@ -183,17 +183,7 @@ class Cupy(Backend):
     def stopwatch(self, device: Any) -> Any:
         """By events in the queue of the device, which becomes the current one."""
         device.use()
-
-        def mark() -> Any:
-            event = cupy.cuda.Event()
-            event.record()
-            return event
-
-        def between(start: Any, end: Any) -> float:
-            end.synchronize()
-            return 1e-3 * float(cupy.cuda.get_elapsed_time(start, end))
-
-        return "device events", mark, between, self._flusher(device)
+        return self._by_events(device, cupy.cuda.Event, cupy.cuda.get_elapsed_time)
 
     def signature(self, *arrays: Any) -> Any:
         """Dtypes, shapes, devices, and whether cuBLAS reads them; only of CuPy's own type."""
@@ -218,21 +208,14 @@ class Cupy(Backend):
     def why_not_writable(self, array: cupy.ndarray) -> None:
         """CuPy has no read-only arrays."""
 
-    def can_fill(self, buffers: Sequence[cupy.ndarray | None], operands: Sequence[cupy.ndarray | None]) -> bool:
-        """Whether all are blocks without gaps, one after the other."""
-        return _memory.are_apart([_memory_of(array) for array in (*buffers, *operands) if array is not None])
+    def memory_of(self, array: cupy.ndarray) -> Memory:
+        """Its addresses on the GPU."""
+        contiguous = array.flags.c_contiguous
+        return Memory(array.data.ptr, array.shape, array.strides, array.itemsize, contiguous=contiguous)
 
     def reshape(self, array: cupy.ndarray, shape: tuple[int, ...]) -> cupy.ndarray:
         """All extents are known."""
         return array.reshape(shape)
-
-    def overlaps_itself(self, array: cupy.ndarray) -> bool:
-        """By the strides."""
-        return _memory.overlaps_itself(_memory_of(array))
-
-    def share_memory(self, first: cupy.ndarray, second: cupy.ndarray) -> bool:
-        """By the addresses."""
-        return _memory.share_memory(_memory_of(first), _memory_of(second))
 
     def run(self, step: Callable[..., Any], plan: Any, *arrays: Any) -> Any:
         """Compute on the device of the operands."""
@@ -305,11 +288,6 @@ def _compute_in(name: str) -> None:
 def _is_dense(array: cupy.ndarray) -> bool:
     """Whether cuBLAS reads a matrix as it lies."""
     return bool(array.flags.c_contiguous or array.flags.f_contiguous)
-
-
-def _memory_of(array: cupy.ndarray) -> _memory.Memory:
-    contiguous = array.flags.c_contiguous
-    return _memory.Memory(array.data.ptr, array.shape, array.strides, array.itemsize, contiguous=contiguous)
 
 
 def _partial_sums(dy: cupy.ndarray) -> cupy.ndarray:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xaffine.backends import _memory
+from xaffine.backends._memory import Memory
 from xaffine.backends.standard import Backend
 
 if TYPE_CHECKING:
@@ -93,13 +93,10 @@ class Numpy(Backend):
         """All extents are known."""
         return array.reshape(shape)
 
-    def overlaps_itself(self, array: ndarray) -> bool:
-        """By the strides."""
-        return _memory.overlaps_itself(array)
-
-    def share_memory(self, first: ndarray, second: ndarray) -> bool:
-        """By the addresses."""
-        return bool(np.shares_memory(first, second))
+    def memory_of(self, array: ndarray) -> Memory:
+        """Its addresses."""
+        address, contiguous = array.__array_interface__["data"][0], array.flags.c_contiguous
+        return Memory(address, array.shape, array.strides, array.itemsize, contiguous=contiguous)
 
     def readable(self, matrix: ndarray) -> ndarray:
         """A memory map as an array, since the product of two maps would be a map of no file."""

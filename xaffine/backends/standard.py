@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 import array_api_compat
 import numpy as np
 
+from xaffine.backends._memory import Memory, are_apart
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
     from types import ModuleType
@@ -419,20 +421,29 @@ class Backend:
             return "it is immutable or read-only"
         return None
 
-    def can_fill(self, buffers: Sequence[Array | None], operands: Sequence[Array | None]) -> bool:  # noqa: ARG002 - the subclasses look at it
+    def memory_of(self, array: Array) -> Memory | None:  # noqa: ARG002 - the subclasses look at it
+        """Where the elements of an array lie, or None where the library hides it."""
+        return None
+
+    def can_fill(self, buffers: Sequence[Array | None], operands: Sequence[Array | None]) -> bool:
         """Whether it is clear at once that buffers can be written, and that this changes nothing else.
 
-        If not, `why_not_writable`, `is_recorded`, `share_memory` and `overlaps_itself` are asked.
+        If not, `why_not_writable`, `is_recorded`, `share_memory` and `overlaps_itself` are asked. A library whose arrays
+        may be read-only or recorded asks the first two here as well.
         """
-        return False
+        memories = [self.memory_of(array) for array in (*buffers, *operands) if array is not None]
+        known = [memory for memory in memories if memory is not None]
+        return len(known) == len(memories) and are_apart(known)
 
-    def overlaps_itself(self, array: Array) -> bool:  # noqa: ARG002 - the subclasses look at it
+    def overlaps_itself(self, array: Array) -> bool:
         """Whether two elements of an array share memory; False where the library hides its memory."""
-        return False
+        memory = self.memory_of(array)
+        return memory is not None and memory.overlaps_itself()
 
     def share_memory(self, first: Array, second: Array) -> bool:
         """Whether what is written to one array shows in the other; False where the library hides its memory."""
-        return first is second
+        memory, other = self.memory_of(first), self.memory_of(second)
+        return first is second if memory is None or other is None else memory.overlaps(other)
 
     def is_recorded(self, array: Array) -> bool:  # noqa: ARG002 - the subclasses look at it
         """Whether the library follows what is done with an array, to differentiate it."""
@@ -507,6 +518,20 @@ class Backend:
         caches of the device by writing more than they hold, or None on a CPU.
         """
         return "host", time.perf_counter, lambda start, end: end - start, None
+
+    def _by_events(self, device: Any, event: Callable[[], Any], elapsed: Callable[[Any, Any], float]) -> Any:
+        """A stopwatch by events in the queue of a device, with the milliseconds between two of them."""
+
+        def mark() -> Any:
+            now = event()
+            now.record()
+            return now
+
+        def between(start: Any, end: Any) -> float:
+            end.synchronize()
+            return 1e-3 * float(elapsed(start, end))
+
+        return "device events", mark, between, self._flusher(device)
 
     def _flusher(self, device: Any) -> Callable[[], None]:
         buffer = self.xp.zeros(LARGER_THAN_CACHES, dtype=self.xp.uint8, device=device)

@@ -8,7 +8,7 @@ import array_api_compat.torch
 import numpy as np
 import torch
 
-from xaffine.backends import _memory
+from xaffine.backends._memory import Memory
 from xaffine.backends.standard import Backend
 
 if TYPE_CHECKING:
@@ -72,17 +72,9 @@ class Torch(Backend):
         if not self.is_gpu(device):
             return super().stopwatch(device)
         torch.cuda.set_device(device)
-
-        def mark() -> Any:
-            event = torch.cuda.Event(enable_timing=True)
-            event.record()
-            return event
-
-        def between(start: Any, end: Any) -> float:
-            end.synchronize()
-            return 1e-3 * float(start.elapsed_time(end))
-
-        return "device events", mark, between, self._flusher(device)
+        return self._by_events(
+            device, lambda: torch.cuda.Event(enable_timing=True), lambda start, end: start.elapsed_time(end)
+        )
 
     def signature(self, *arrays: Any) -> Any:
         """Dtypes, shapes, devices and layouts; only of torch's own types, and not while a compiler traces symbols."""
@@ -122,29 +114,26 @@ class Torch(Backend):
         return "it was made in torch.inference_mode"
 
     def can_fill(self, buffers: Sequence[Tensor | None], operands: Sequence[Tensor | None]) -> bool:
-        """Whether all are blocks without gaps, one after the other, and none is recorded."""
-        tensors = [tensor for tensor in (*buffers, *operands) if tensor is not None]
-        if any(buffer is not None and self.why_not_writable(buffer) for buffer in buffers) or any(
-            map(self.is_recorded, tensors)
-        ):
+        """Only what is not recorded."""
+        if any(buffer is not None and self.why_not_writable(buffer) for buffer in buffers):
             return False
-        memories = [_memory_of(tensor) for tensor in tensors]
-        known = [memory for memory in memories if memory is not None]
-        return len(known) == len(memories) and _memory.are_apart(known)
+        if any(tensor is not None and self.is_recorded(tensor) for tensor in (*buffers, *operands)):
+            return False
+        return super().can_fill(buffers, operands)
+
+    def memory_of(self, array: Tensor) -> Memory | None:
+        """Of a DTensor the part of this process; a meta tensor has none."""
+        if hasattr(array, "to_local"):
+            array = array.to_local()
+        if array.device.type == "meta":
+            return None
+        size = array.itemsize
+        strides = [step * size for step in array.stride()]
+        return Memory(array.data_ptr(), array.shape, strides, size, contiguous=array.is_contiguous())
 
     def reshape(self, array: Tensor, shape: tuple[int, ...]) -> Tensor:
         """All extents are known."""
         return array.reshape(shape)
-
-    def overlaps_itself(self, array: Tensor) -> bool:
-        """By the strides."""
-        memory = _memory_of(array)
-        return memory is not None and _memory.overlaps_itself(memory)
-
-    def share_memory(self, first: Tensor, second: Tensor) -> bool:
-        """By the addresses; a meta tensor has none."""
-        memories = _memory_of(first), _memory_of(second)
-        return first is second if None in memories else _memory.share_memory(*memories)  # type: ignore[arg-type]
 
     def is_recorded(self, array: Tensor) -> bool:
         """Whether autograd or a transform of ``torch.func`` follows what is done with a tensor."""
@@ -242,17 +231,6 @@ def _is_wrapped(tensor: Tensor) -> bool:
     except RuntimeError:  # within vmap, grad or jvp it has no memory of its own
         return True
     return False
-
-
-def _memory_of(tensor: Tensor) -> _memory.Memory | None:
-    """Where a tensor lies; of a DTensor the part of this process."""
-    if hasattr(tensor, "to_local"):
-        tensor = tensor.to_local()
-    if tensor.device.type == "meta":
-        return None
-    size = tensor.itemsize
-    strides = [step * size for step in tensor.stride()]
-    return _memory.Memory(tensor.data_ptr(), tensor.shape, strides, size, contiguous=tensor.is_contiguous())
 
 
 BACKEND = Torch()
