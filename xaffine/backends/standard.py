@@ -428,8 +428,8 @@ class Backend:
     def can_fill(self, buffers: Sequence[Array | None], operands: Sequence[Array | None]) -> bool:
         """Whether it is clear at once that buffers can be written, and that this changes nothing else.
 
-        If not, `why_not_writable`, `is_recorded`, `share_memory` and `overlaps_itself` are asked. A library whose arrays
-        may be read-only or recorded asks the first two here as well.
+        If not, `why_not_writable`, `is_recorded`, `share_memory` and `overlaps_itself` are asked. A library whose
+        arrays may be read-only or recorded asks the first two here as well.
         """
         memories = [self.memory_of(array) for array in (*buffers, *operands) if array is not None]
         known = [memory for memory in memories if memory is not None]
