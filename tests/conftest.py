@@ -77,6 +77,10 @@ def pytest_configure(config: pytest.Config) -> None:
     elif library == "cupy" and any(name.startswith("STANDIN_") for name in os.environ):
         msg = f"STANDIN_... describes the stand-in for CuPy, but {STAND_IN} does not come first on PYTHONPATH"
         raise pytest.UsageError(msg)
+    # mutmut runs all tests before it forks for a mutant, and what is remembered from then would hide the mutant.
+    for loaded in set(backends._BY_TYPE.values()):
+        loaded.plans.clear()
+    backends._BY_TYPE.clear()
     # Derandomised: a run shows what the commit does; `nox -s fuzz` draws new cases. Deadlines would test the machine.
     settings.register_profile(
         "xaffine",

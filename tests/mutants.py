@@ -37,7 +37,7 @@ TESTS = {
     "curvature": ["core/test_curvature.py", "core/test_steps.py", "core/test_errors.py"],
     "per_sample": ["core/test_per_sample.py", "core/test_steps.py", "core/test_errors.py"],
     "backends/__init__": [*BACKENDS, "backends/test_registry.py"],
-    "backends/_memory": [*BACKENDS, "backends/test_torch.py"],
+    "backends/_memory": [*BACKENDS, "backends/test_memory.py"],
     "backends/standard": [*BACKENDS, "backends/test_registry.py", "core/test_shapes.py"],
     "backends/numpy": BACKENDS,
 }

@@ -356,7 +356,7 @@ def _measure(backend: Backend, x: Array, dy: Array, *, bias: bool) -> _Measured:
     else:
         square = _squares(backend, _of_each(backend, x, dy))
     if bias:
-        square = square + _squares(backend, xp.sum(dy, axis=1, keepdims=True, dtype=dy.dtype)) * (1 / of_x) ** 2
+        square = square + _squares(backend, xp.sum(dy, axis=1, keepdims=True)) * (1 / of_x) ** 2
     most = square + slack * square_of_x * square_of_dy if slack else square
     return _Measured(dy, of_x, of_dy, xp.sqrt(square), xp.sqrt(most) + (2 * c * (T + 2) * u + 4 * u_own) * M)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -106,8 +108,10 @@ class TestDoubleBackward:
             affine_double_backward((None, None), dy, x, W, b)  # type: ignore[arg-type]
         with pytest.raises(TypeError, match="got a list"):
             affine_double_backward([None] * 3, dy, x, W, b)  # type: ignore[arg-type]
-        with pytest.raises(ValueError, match="dy must have the shape of y"):
+        with pytest.raises(ValueError, match=r"dy must have the shape of y, \(2, 4\): .*; b is "):
             affine_double_backward((None, None, None), x, x, W, b)
+        with pytest.raises(ValueError, match=r"b must have the shape \(m,\)"):
+            affine_double_backward((None, None, None), dy, x, W, b[:3])
 
 
 class TestGaussNewton:
@@ -150,6 +154,32 @@ class TestGaussNewton:
         gauss_newton_vector_product((None, W), record, x, W)
         assert came[0].dtype == np.result_type(x, W)
         assert (came[0] == x @ W).all()
+
+    def test_hessian_product_is_computed_on_the_device_of_its_array(
+        self, monkeypatch: pytest.MonkeyPatch, numpy_backend: Backend
+    ) -> None:
+        """As with CuPy, which makes new arrays on its current device."""
+        current = []
+
+        @contextmanager
+        def on_device_of(_: Backend, array: Any) -> Iterator[None]:
+            current.append(array)
+            yield
+            current.pop()
+
+        def product(y_dot: Any) -> Any:
+            assert current[-1] is y_dot
+            return y_dot
+
+        monkeypatch.setattr(type(numpy_backend), "on_device_of", on_device_of)
+        x, W = np.ones((2, 3)), np.ones((3, 4))
+        gauss_newton_vector_product((None, W), product, x, W)
+        assert current == []
+
+    def test_bias_of_another_shape_is_refused_before_the_hessian_product(self) -> None:
+        x, W = np.ones((2, 3)), np.ones((3, 4))
+        with pytest.raises(ValueError, match="b must have"):
+            gauss_newton_vector_product((None, W, None), lambda _: pytest.fail("was called"), x, W, np.ones(3))
 
     def test_hessian_product_of_another_shape_is_refused(self) -> None:
         x, W = np.ones((2, 3)), np.ones((3, 4))
@@ -216,7 +246,13 @@ class TestKroneckerFactors:
             with pytest.raises(TypeError, match=f"of real floating dtype: dy is {dtype}"):
                 kronecker_factors(x, x, x)
 
-    def test_empty_batch_has_no_mean(self, ones: Any) -> None:
-        x, W = ones(0, 3), ones(3, 3)
+    @pytest.mark.parametrize("batch", [(0,), (2, 0)])
+    def test_empty_batch_has_no_mean(self, ones: Any, batch: tuple[int, ...]) -> None:
+        x, W = ones(*batch, 3), ones(3, 3)
         with pytest.raises(ValueError, match="at least one sample"):
-            kronecker_factors(x, x, W)
+            kronecker_factors(x, x, W, n_batch_axes=-1)
+
+    def test_dy_of_another_shape_is_refused(self) -> None:
+        x, W = np.ones((2, 3)), np.ones((3, 4))
+        with pytest.raises(ValueError, match=r"dy must have the shape of y, \(2, 4\): .*; b is "):
+            kronecker_factors(x, x, W, np.ones(4))

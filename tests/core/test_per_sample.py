@@ -239,6 +239,13 @@ def test_integers_have_no_norms(backend: Backend, device: Any, ones: Any) -> Non
             call(x, x, x)
 
 
+def test_gradients_are_summed_in_the_dtype_of_all_operands() -> None:
+    """A wider b makes them wider, too."""
+    dy, x, W = np.asarray([[[1.0], [2.0**-30]]], "f"), np.ones((1, 2, 1), "f"), np.ones((1, 1), "f")
+    _, db = per_sample_gradients(dy, x, W, np.ones(1), n_batch_axes=2)
+    assert db.tolist() == [[1 + 2.0**-30]]
+
+
 def test_wrong_dy_is_refused(ones: Any) -> None:
     x, W = ones(2, 3), ones(3, 4)
     for call in (per_sample_gradients, per_sample_gradient_norms, lambda *a: clipped_gradients(*a, max_norm=1.0)):
@@ -506,7 +513,8 @@ def test_complex_samples_are_divided_exactly(exponent: int, divisor: float) -> N
 @pytest.mark.parametrize("dtype", ["float32", "float64", "complex64", "complex128"])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(
-    ("T", "n", "m"), [(2, 3, 4), (2, 3, 20), (2, 12, 12), (4, 12, 12), (62, 80, 160), (64, 80, 160), (68, 80, 160)]
+    ("T", "n", "m"),
+    [(2, 3, 4), (2, 3, 20), (2, 8, 8), (2, 12, 12), (4, 12, 12), (62, 80, 160), (64, 80, 160), (68, 80, 160)],
 )
 def test_bound_of_a_norm_is_the_stated_one(T: int, n: int, m: int, bias: bool, dtype: str) -> None:
     """Of a sample whose terms cancel, by Gram matrices where these are faster, or by its gradients."""
