@@ -6,14 +6,9 @@ import argparse
 import os
 import signal
 import sys
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 from xaffine import __version__
 from xaffine._command import bench, check, doctor
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 __all__ = ["main"]
 
@@ -44,9 +39,10 @@ def main(arguments: list[str] | None = None) -> int:
     check.add_arguments(subcommands.add_parser("check", help=check.HELP, description=check.DESCRIPTION))
     bench.add_arguments(subcommands.add_parser("bench", help=bench.HELP, description=bench.DESCRIPTION))
     options = parser.parse_args(arguments)
+    # SIGTERM as an exception: workers are ended, and what was found is kept.
+    handler = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
-        with _terminated_as_interrupted():
-            exit_code: int = options.run(options)
+        exit_code: int = options.run(options)
         sys.stdout.flush()
     except KeyboardInterrupt:
         print("xaffine: interrupted", file=sys.stderr)
@@ -55,17 +51,9 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where Python writes the rest when it ends
         print("xaffine: not finished: nobody reads what it prints", file=sys.stderr)
         return 3
-    return exit_code
-
-
-@contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """Let SIGTERM raise SystemExit in here, so that workers are ended and what was found is kept."""
-    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    try:
-        yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, handler)
+    return exit_code
 
 
 if __name__ == "__main__":

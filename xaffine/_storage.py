@@ -15,7 +15,7 @@ import secrets
 import shutil
 import stat
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -29,6 +29,11 @@ if TYPE_CHECKING:
 
 __all__ = ["read", "read_linear", "replacing", "write"]
 
+FilePath: TypeAlias = "str | os.PathLike[str]"
+
+Bits: TypeAlias = tuple[str, np.ndarray]
+"""A dtype, and a tensor in it as contiguous, little-endian NumPy, which holds bfloat16 as integers of the same bits."""
+
 _FORMAT, _VERSION = "xaffine", "1"
 # The format's names of the dtypes that a layer can have, and NumPy's for the same bits.
 _DTYPES = {
@@ -37,7 +42,7 @@ _DTYPES = {
 }  # fmt: skip
 
 
-def write(path: str | os.PathLike[str], W: Array, b: Array | None, n_batch_axes: int | None) -> None:
+def write(path: FilePath, W: Array, b: Array | None, n_batch_axes: int | None) -> None:
     """Write W and b to a file, in one step: whatever happens, it is the old one or the new one, whole.
 
     Parameters
@@ -71,7 +76,7 @@ def write(path: str | os.PathLike[str], W: Array, b: Array | None, n_batch_axes:
 
 
 @contextlib.contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[BufferedWriter]:
+def replacing(path: FilePath) -> Iterator[BufferedWriter]:
     """Open a new file that takes the place of the one at a path, and its mode, once all of it is on disk.
 
     Parameters
@@ -102,7 +107,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BufferedWriter]:
     _sync_folder(target.parent)
 
 
-def _header(values: Mapping[str, tuple[str, np.ndarray]], axes: str) -> bytes:
+def _header(values: Mapping[str, Bits], axes: str) -> bytes:
     """What the format puts before the bits of the tensors: its length, then JSON, padded to a multiple of 8 bytes."""
     codes = {dtype: code for code, dtype in _DTYPES.items()}
     metadata = {"format": _FORMAT, "version": _VERSION, "n_batch_axes": axes, "sha256": _digest(values, axes)}
@@ -146,7 +151,7 @@ def _sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def read(path: str | os.PathLike[str], backend: Backend, device: Any = None) -> tuple[Array, Array | None, int | None]:
+def read(path: FilePath, backend: Backend, device: Any = None) -> tuple[Array, Array | None, int | None]:
     """Read what `write` wrote.
 
     Parameters
@@ -182,7 +187,7 @@ def read(path: str | os.PathLike[str], backend: Backend, device: Any = None) -> 
     return W, b, None if axes == "None" else int(axes)
 
 
-def _check_saved(path: str | os.PathLike[str], found: dict[str, Any], metadata: dict[str, str]) -> None:
+def _check_saved(path: FilePath, found: dict[str, Any], metadata: dict[str, str]) -> None:
     """Refuse a file that `write` did not write."""
     if metadata.get("format") != _FORMAT or metadata.get("version") != _VERSION:
         msg = (
@@ -196,9 +201,7 @@ def _check_saved(path: str | os.PathLike[str], found: dict[str, Any], metadata: 
     _check_dtypes(path, found)
 
 
-def read_linear(
-    path: str | os.PathLike[str], prefix: str, backend: Backend, device: Any = None
-) -> tuple[Array, Array | None]:
+def read_linear(path: FilePath, prefix: str, backend: Backend, device: Any = None) -> tuple[Array, Array | None]:
     """Read ``weight`` (m, n) and, if there is one, ``bias`` (m,) from a checkpoint; return W (n, m) and b.
 
     No more of the file is read than its header and these two.
@@ -255,8 +258,8 @@ def _library() -> ModuleType:
     return safetensors
 
 
-def _host(name: str, array: Array) -> tuple[str, np.ndarray]:
-    """The dtype of an array, and its bits as contiguous, little-endian NumPy: not copied, if they are that already."""
+def _host(name: str, array: Array) -> Bits:
+    """The bits of an array: not copied, if they are contiguous and little-endian already."""
     backend = backend_of(array)
     dtype, values = backend.dtype_name(array.dtype), backend.to_numpy(array)
     if dtype not in _DTYPES.values():
@@ -275,7 +278,7 @@ def _bits_dtype(dtype: str) -> np.dtype:
     return np.dtype("uint16" if dtype == "bfloat16" else dtype).newbyteorder("<")
 
 
-def _digest(values: Mapping[str, tuple[str, np.ndarray]], axes: str) -> str:
+def _digest(values: Mapping[str, Bits], axes: str) -> str:
     """The SHA-256 of names, dtypes, shapes and bits."""
     digest = hashlib.sha256(f"{_FORMAT} {_VERSION} n_batch_axes={axes}\n".encode())
     for name, (dtype, bits) in sorted(values.items()):
@@ -285,9 +288,7 @@ def _digest(values: Mapping[str, tuple[str, np.ndarray]], axes: str) -> str:
 
 
 @contextlib.contextmanager
-def _opened(
-    path: str | os.PathLike[str],
-) -> Iterator[tuple[dict[str, Any], dict[str, str], Callable[[str], tuple[str, np.ndarray]]]]:
+def _opened(path: FilePath) -> Iterator[tuple[dict[str, Any], dict[str, str], Callable[[str], Bits]]]:
     """Open a file: what its header says of each tensor, the metadata, and a function that reads one tensor's bits.
 
     The library checks the header and reads no tensor itself, since its arrays of NumPy have no dtypes beside NumPy's.
@@ -305,7 +306,7 @@ def _opened(
             raise ValueError(msg) from error
         metadata = found.pop("__metadata__", None) or {}
 
-        def read_bits(name: str) -> tuple[str, np.ndarray]:
+        def read_bits(name: str) -> Bits:
             facts = found[name]
             dtype = _DTYPES[facts["dtype"]]
             bits = np.empty(facts["shape"], _bits_dtype(dtype))
@@ -318,10 +319,9 @@ def _opened(
         yield found, metadata, read_bits
 
 
-def _check_dtypes(path: str | os.PathLike[str], found: dict[str, Any]) -> None:
+def _check_dtypes(path: FilePath, found: dict[str, Any]) -> None:
     """Refuse tensors in dtypes that no layer has."""
-    strange = {name: facts for name, facts in found.items() if facts["dtype"] not in _DTYPES}
-    if strange:
+    if strange := {name: facts for name, facts in found.items() if facts["dtype"] not in _DTYPES}:
         msg = (
             f"{path} holds tensors in dtypes that no layer has: {_describe(strange)}. Nothing was loaded; cast them in "
             f"the file first, to one of {', '.join(_DTYPES)}"
@@ -329,9 +329,7 @@ def _check_dtypes(path: str | os.PathLike[str], found: dict[str, Any]) -> None:
         raise ValueError(msg)
 
 
-def _native(
-    path: str | os.PathLike[str], name: str, value: tuple[str, np.ndarray], backend: Backend, device: Any
-) -> Array:
+def _native(path: FilePath, name: str, value: Bits, backend: Backend, device: Any) -> Array:
     """An array of a backend with the bits of a tensor, whose memory it may take over."""
     dtype, bits = value
     if dtype not in backend.dtypes(device):
@@ -344,7 +342,7 @@ def _native(
     return backend.from_numpy(bits.astype(bits.dtype.newbyteorder("="), copy=False), device=device)
 
 
-def _together(path: str | os.PathLike[str], W: Array, b: Array | None) -> tuple[Array, Array | None]:
+def _together(path: FilePath, W: Array, b: Array | None) -> tuple[Array, Array | None]:
     """W and b, if they make a layer."""
     try:
         check_parameters(W, b)

@@ -136,16 +136,10 @@ Scheme: TypeAlias = Literal[
 """The name of a scheme."""
 
 SCHEMES: dict[Scheme, Callable[[np.random.Generator, int, int], np.ndarray]] = {
-    "kaiming_uniform": kaiming_uniform,
-    "kaiming_normal": kaiming_normal,
-    "xavier_uniform": xavier_uniform,
-    "xavier_normal": xavier_normal,
-    "glorot_uniform": xavier_uniform,
-    "glorot_normal": xavier_normal,
-    "lecun_uniform": lecun_uniform,
-    "lecun_normal": lecun_normal,
-    "zeros": zeros,
-}
+    "kaiming_uniform": kaiming_uniform, "kaiming_normal": kaiming_normal, "xavier_uniform": xavier_uniform,
+    "xavier_normal": xavier_normal, "glorot_uniform": xavier_uniform, "glorot_normal": xavier_normal,
+    "lecun_uniform": lecun_uniform, "lecun_normal": lecun_normal, "zeros": zeros,
+}  # fmt: skip
 """The schemes by name."""
 
 

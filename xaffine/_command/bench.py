@@ -18,6 +18,7 @@ import json
 import os
 import statistics
 import sys
+from collections import deque
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -31,7 +32,7 @@ from xaffine._command.files import replace_text
 from xaffine._command.machine import describe_machine
 from xaffine._command.target import TargetError, import_target
 from xaffine._command.terminal import print_table, progress_bar
-from xaffine._command.worker import WorkerError, emitter, run_worker
+from xaffine._command.worker import WorkerError, run_worker, serve
 from xaffine.layer import AffineLayer
 from xaffine.testing.checks import last_user_line
 
@@ -128,26 +129,16 @@ def run(options: argparse.Namespace) -> int:
 def _measure(options: argparse.Namespace, names: list[str], found: dict[str, Any]) -> int:
     """Fill in what the workers emit; 2 where one could not be timed, else 0."""
     exit_code = 0
+    arguments = {key: getattr(options, key) for key in ("beside", "shapes", "dtype", "device", "rounds")}
     steps = len(options.dtype) * len(options.shapes)
     with progress_bar(len(names) * steps) as show:
         for number, name in enumerate(names):
             show(name, number * steps)
-            arguments = {
-                "backend": name,
-                "beside": options.beside,
-                "shapes": options.shapes,
-                "dtypes": options.dtype,
-                "device": options.device,
-                "rounds": options.rounds,
-            }
-            why = None
+            worker = run_worker("xaffine._command.bench", {"backend": name, **arguments}, _SILENCE)
             try:
-                with closing(run_worker("xaffine._command.bench", arguments, _SILENCE)) as events:
+                with closing(worker) as events:
                     for event in events:
-                        kind = event.pop("event")
-                        if kind == "cannot":
-                            why = event["why"]
-                        elif kind == "group":
+                        if event.pop("event") == "group":
                             found["groups"][name] = event
                         else:
                             found["rows"] += event["rows"]
@@ -155,9 +146,7 @@ def _measure(options: argparse.Namespace, names: list[str], found: dict[str, Any
                             done = len({(r["dtype"], *r["shape"]) for r in found["rows"] if r["group"] == name})
                             show(f"{name} {tuple(event['rows'][0]['shape'])}", number * steps + done)
             except WorkerError as error:
-                why = str(error)
-            if why is not None:
-                print(f"xaffine bench could not time {name}: {why}", file=sys.stderr)
+                print(f"xaffine bench could not time {name}: {error}", file=sys.stderr)
                 exit_code = 2
     return exit_code
 
@@ -261,26 +250,23 @@ def compare(
     """
     clock = clock_of(backend, device or backend.devices[0])
     implementations = _implementations(backend, beside or {}, shape, dtype, device)
-    counts: dict[tuple[str, str], int] = {}
-    samples: dict[tuple[str, str, str], list[float]] = {}
+    timers: dict[tuple[str, str, str], Callable[[], float]] = {}
     for implementation, what in itertools.product(implementations, _WHAT):
         call = implementations[implementation][what]
         for _ in range(2):  # compile, fill caches
             elapsed = clock.time(call, 1)
         count = max(1, min(2000, int(2e-3 / max(clock.time(call, 1), 1e-9)))) if elapsed < 1e-3 else 1
-        counts[implementation, what] = count
-        samples[implementation, what, "warm"] = []
+        timers[implementation, what, "warm"] = partial(clock.time, call, count)
         if clock.flush is not None:
-            samples[implementation, what, "cold"] = []
-    for number in range(rounds):
-        keys = list(samples)
-        for key in keys[number % len(keys) :] + keys[: number % len(keys)]:  # each begins a round now and then
-            implementation, what, cache = key
-            call = implementations[implementation][what]
-            for array in call(1):  # memory that lay idle meanwhile may take its time to come back
-                clock.wait(array)
-            cold = cache == "cold"
-            samples[key].append(clock.time_cold(call) if cold else clock.time(call, counts[implementation, what]))
+            timers[implementation, what, "cold"] = partial(clock.time_cold, call)
+    samples: dict[tuple[str, str, str], list[float]] = {key: [] for key in timers}
+    turns = deque(timers)
+    for _ in range(rounds):
+        for implementation, what, cache in turns:
+            for array in implementations[implementation][what](1):
+                clock.wait(array)  # memory that lay idle meanwhile may take its time to come back
+            samples[implementation, what, cache].append(timers[implementation, what, cache]())
+        turns.rotate(-1)  # each begins a round now and then
     rows = []
     for (implementation, what, cache), times in samples.items():
         low, median, high = _quartiles(times)
@@ -298,10 +284,8 @@ def compare(
 
 
 def _quartiles(values: list[float]) -> tuple[float, float, float]:
-    if len(values) == 1:
-        return (values[0],) * 3
-    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
-    return low, middle, high
+    low, median, high = np.quantile(values, [0.25, 0.5, 0.75]).tolist()
+    return low, median, high
 
 
 def _implementations(
@@ -310,28 +294,12 @@ def _implementations(
     """By name: forward, backward and both, each a function that makes so many calls and returns what came last."""
     N, n, m = shape
     rng = np.random.default_rng()
-    xp = backend.xp
-    dtype_of_backend = backend.dtype(dtype)
 
     def fresh(*extents: int) -> Array:
-        array = backend.from_numpy(rng.standard_normal(extents, dtype=np.float32), device=device)
-        return xp.astype(array, dtype_of_backend)
+        return backend.from_values(rng.standard_normal(extents, dtype=np.float32), dtype, device=device)
 
     x, W, b, dy = fresh(N, n), fresh(n, m), fresh(m), fresh(N, m)
-
-    def calls(forward: Callable[[], Any], backward: Callable[[], Any]) -> dict[str, Callable[[int], Any]]:
-        def repeat(*functions: Callable[[], Any]) -> Callable[[int], tuple[Array, ...]]:
-            def run(count: int) -> tuple[Array, ...]:
-                for _ in range(count):
-                    for function in functions:
-                        result = function()
-                return result if isinstance(result, tuple) else (result,)
-
-            return run
-
-        return {"forward": repeat(forward), "backward": repeat(backward), "both": repeat(forward, backward)}
-
-    found = {"limit": calls(*backend.bare_products(x, W, dy))}
+    found = {"limit": _calls(*backend.bare_products(x, W, dy))}
     for name, make in {"xaffine": AffineLayer, **others}.items():
         try:
             layer = make(W, b)
@@ -340,14 +308,26 @@ def _implementations(
         except Exception as error:
             msg = f"{name} raised {type(error).__name__}: {error}\n  {last_user_line(error)}"
             raise TargetError(msg) from error
-        found[name] = calls(partial(layer.forward, x), partial(_backward, layer, dy))
+        found[name] = _calls(partial(layer.forward, x), partial(_backward, layer, dy))
     if backend.why_not_writable(W) is None:
         filling = AffineLayer(W, b)
-        buffers = tuple(map(xp.empty_like, (x, W, b)))
+        y, *gradients = map(backend.xp.empty_like, (dy, x, W, b))
         filling.forward(x)
-        forward = partial(filling.forward, x, out=xp.empty_like(dy))
-        found["xaffine, out="] = calls(forward, partial(_backward, filling, dy, out=buffers))
+        forward = partial(filling.forward, x, out=y)
+        found["xaffine, out="] = _calls(forward, partial(_backward, filling, dy, out=tuple(gradients)))
     return found
+
+
+def _calls(forward: Callable[[], Any], backward: Callable[[], Any]) -> dict[str, Callable[[int], tuple[Array, ...]]]:
+    steps = {"forward": [forward], "backward": [backward], "both": [forward, backward]}
+    return {what: partial(_repeat, functions) for what, functions in steps.items()}
+
+
+def _repeat(functions: list[Callable[[], Any]], count: int) -> tuple[Array, ...]:
+    for _ in range(count):
+        for function in functions:
+            result = function()
+    return result if isinstance(result, tuple) else (result,)
 
 
 def _backward(layer: Any, dy: Array, **options: Any) -> tuple[Array, Array]:
@@ -355,23 +335,21 @@ def _backward(layer: Any, dy: Array, **options: Any) -> tuple[Array, Array]:
     return layer.backward(dy, **options), layer.dW
 
 
-def _work(arguments: dict[str, Any]) -> None:
-    backend = backends.get(arguments["backend"])
-    with emitter() as emit:
-        if "float64" in arguments["dtypes"]:
-            backend.use_full_precision()
-        device = None if arguments["device"] is None else backend.device(arguments["device"])
-        clock = clock_of(backend, device or backend.devices[0])
-        facts = {"version": backend.version, "device": str(device or backend.devices[0]), "clock": clock.name}
-        try:
-            beside = {target: import_target(target) for target in arguments["beside"]}
-            rates = {d: _rate(backend, d, device, clock) for d in arguments["dtypes"] if clock.flush is not None}
-            emit("group", **facts, threads=_threads(backend), rates=rates)
-            for dtype, shape in itertools.product(arguments["dtypes"], arguments["shapes"]):
-                rows = compare(backend, tuple(shape), dtype, rounds=arguments["rounds"], device=device, beside=beside)
-                emit("rows", rows=rows)  # at once: no table has a part of a shape
-        except TargetError as error:
-            emit("cannot", why=str(error))
+def _work(
+    emit: Callable[..., None], backend: str, beside: list[str], shapes: Any, dtype: list[str], device: Any, rounds: int
+) -> None:
+    library = backends.get(backend)
+    if "float64" in dtype:
+        library.use_full_precision()
+    device = None if device is None else library.device(device)
+    clock = clock_of(library, device or library.devices[0])
+    facts = {"version": library.version, "device": str(device or library.devices[0]), "clock": clock.name}
+    makers = {target: import_target(target) for target in beside}
+    rates = {name: _rate(library, name, device, clock) for name in dtype if clock.flush is not None}
+    emit("group", **facts, threads=_threads(library), rates=rates)
+    for name, shape in itertools.product(dtype, shapes):
+        rows = compare(library, tuple(shape), name, rounds=rounds, device=device, beside=makers)
+        emit("rows", rows=rows)  # at once: no table has a part of a shape
 
 
 def _rate(backend: Backend, dtype: str, device: Any, clock: Clock, size: int = _LARGE) -> float:
@@ -388,4 +366,4 @@ def _threads(backend: Backend) -> str:
 
 
 if __name__ == "__main__":
-    _work(json.loads(sys.argv[1]))
+    serve(_work)

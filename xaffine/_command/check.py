@@ -15,13 +15,14 @@ from xaffine import backends
 from xaffine._command.machine import describe_machine
 from xaffine._command.target import TargetError, import_target
 from xaffine._command.terminal import print_table, progress_bar
-from xaffine._command.worker import WorkerError, emitter, run_worker
+from xaffine._command.worker import WorkerError, run_worker, serve
 from xaffine.testing.bounds import Summation
 from xaffine.testing.cases import FEATURES
 from xaffine.testing.runner import Plan, describe_failure
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Callable
 
     from xaffine.testing.cases import Case
     from xaffine.testing.runner import Part
@@ -83,9 +84,7 @@ def _watch(options: argparse.Namespace, report: dict[str, Any]) -> None:
         try:
             for event in events:
                 kind = event.pop("event")
-                if kind == "cannot":
-                    why_not = event["why"]
-                elif kind == "plan":
+                if kind == "plan":
                     report |= event
                 elif kind == "case":
                     latest = event
@@ -95,14 +94,13 @@ def _watch(options: argparse.Namespace, report: dict[str, Any]) -> None:
                     report["properties"].append(event)
             report["why"] = "the others ran no full number of cases in time"
         except WorkerError as error:
-            reason = str(error)
+            why_not = str(error)
             if error.timed_out:
-                reason = f"no answer within {options.time_limit:g} s, and none to an interrupt"
-            why_not = reason
+                why_not = f"no answer within {options.time_limit:g} s, and none to an interrupt"
             if latest.get("property") not in (None, *(result["property"] for result in report["properties"])):
                 blank = {"holds": False, "finished": False, "worst_error": 0.0, "worst_case": None}
-                report["properties"].append({**latest, **blank, "reason": reason})
-            report["why"] = reason
+                report["properties"].append({**latest, **blank, "reason": why_not})
+            report["why"] = why_not
     if "backend" not in report:
         raise TargetError(why_not)
 
@@ -124,9 +122,8 @@ def _complete(report: dict[str, Any], options: argparse.Namespace) -> None:
     by_label = {result["property"]: result for result in report["properties"]}
     report["gaps"] += [f"{label} (not reached)" for label in labels if label not in by_label]
     checked = [
-        label for label in labels
-        if label in by_label and by_label[label]["finished"]
-        and (not by_label[label]["holds"] or by_label[label]["examples"] == options.examples)
+        label for label, result in by_label.items()
+        if result["finished"] and (not result["holds"] or result["examples"] == options.examples)
     ]  # fmt: skip
     report["not_finished"] = None
     if checked != labels:
@@ -160,40 +157,27 @@ def _print_report(report: dict[str, Any]) -> None:
         print(f"\nnot finished: {report['not_finished']}")
 
 
-def _work(arguments: dict[str, Any]) -> None:
+def _work(emit: Callable[..., None], *, target: str, examples: int, tf32: bool, **options: Any) -> None:
     """Check the target and emit what is found."""
-    with emitter() as emit:
-        try:
-            make = import_target(arguments["target"])
-            plan = Plan(
-                make,
-                backend=arguments["backend"],
-                device=arguments["device"],
-                dtype=arguments["dtype"],
-                max_examples=arguments["examples"],
-                large=arguments["large"],
-                seed=arguments["seed"],
-                supports=arguments["supports"],
-                time_limit=arguments["time_limit"],
-                summation=Summation(factors="tf32", cuts=True) if arguments["tf32"] else None,
-                target=arguments["target"],
-            )
-        except (TargetError, ImportError, RuntimeError, TypeError, ValueError) as error:
-            emit("cannot", why=str(error))
-            return
-        if not plan.parts:
-            emit("cannot", why=f"nothing is left to check; not tested: {'; '.join(plan.gaps)}")
-            return
-        report = plan.report([])
-        facts = {name: getattr(report, name) for name in ("backend", "version", "device", "dtypes", "seed", "gaps")}
-        emit("plan", **facts, parts=[part.label for part in plan.parts])
+    make = import_target(target)
+    summation = Summation(factors="tf32", cuts=True) if tf32 else None
+    try:
+        plan = Plan(make, max_examples=examples, summation=summation, target=target, **options)
+    except (ImportError, RuntimeError, TypeError, ValueError) as error:
+        raise TargetError(str(error)) from error
+    if not plan.parts:
+        msg = f"nothing is left to check; not tested: {'; '.join(plan.gaps)}"
+        raise TargetError(msg)
+    report = plan.report([])
+    facts = {name: getattr(report, name) for name in ("backend", "version", "device", "dtypes", "seed", "gaps")}
+    emit("plan", **facts, parts=[part.label for part in plan.parts])
 
-        def progress(part: Part, examples: int, case: Case) -> None:
-            emit("case", **part.facts, examples=examples, code=plan.code(part, case))
+    def progress(part: Part, examples: int, case: Case) -> None:
+        emit("case", **part.facts, examples=examples, code=plan.code(part, case))
 
-        for result in plan.run(progress):
-            emit("result", **result.to_dict())
+    for result in plan.run(progress):
+        emit("result", **result.to_dict())
 
 
 if __name__ == "__main__":
-    _work(json.loads(sys.argv[1]))
+    serve(_work)

@@ -18,7 +18,7 @@ from xaffine import backends
 from xaffine._command.machine import describe_machine
 from xaffine._command.speed import find_lost_speed
 from xaffine._command.terminal import print_table, progress_bar
-from xaffine._command.worker import WorkerError, emitter, result_of_worker
+from xaffine._command.worker import WorkerError, result_of_worker, serve
 from xaffine.functional import affine_vjp
 from xaffine.layer import AffineLayer
 from xaffine.testing.cases import make_case
@@ -211,27 +211,22 @@ def measure_throughput(backend: Backend, seconds: float = 1.0) -> dict[str, floa
         return time.perf_counter() - start
 
     target = _GPU_SIZE if backend.is_gpu(backend.devices[0]) else _CPU_SIZE
-    size = target // 8
-    while True:
+    # Twice the size takes at most eight times as long, so no step of this search takes long.
+    for size in (target // 8, target // 4, target // 2, target):
         rng = np.random.default_rng(size)
         shapes = ((size, size), (size, size), (size,), (size, size))
         operands = [backend.from_numpy(rng.standard_normal(shape, dtype=np.float32)) for shape in shapes]
         for function in (layer, matmul):  # compiles, starts threads, makes memory ready
             time_of(function, operands)
-        if size == target:
-            break
-        # Twice the size takes at most eight times as long, so no step of this search takes long.
-        taken = time_of(layer, operands)
-        if 8 * taken > _PASS_LIMIT:
+        if size < target and 8 * (taken := time_of(layer, operands)) > _PASS_LIMIT:
             msg = (
                 f"forward and backward at N = n = m = {size} take {taken:.2g} s, too long for the {target} at which "
                 "rates are compared"
             )
             raise TooSlowError(msg)
-        size *= 2
-    pairs = [(time_of(layer, operands), time_of(matmul, operands))]
+    pairs: list[tuple[float, float]] = []
     end = time.perf_counter() + seconds
-    while time.perf_counter() < end:
+    while not pairs or time.perf_counter() < end:
         pairs.append((time_of(layer, operands), time_of(matmul, operands)))
     gflop = 6e-9 * size**3
     medians = [gflop / statistics.median(times) for times in zip(*pairs, strict=True)]
@@ -278,10 +273,9 @@ def _device_name(device: Any) -> str:
     return "cpu" if str(device) == object.__repr__(device) else str(device).strip("<>")
 
 
-def _work(arguments: dict[str, Any]) -> None:
-    with emitter() as emit:
-        emit("examined", report=examine(arguments["name"]))
+def _work(emit: Callable[..., None], name: str) -> None:
+    emit("examined", report=examine(name))
 
 
 if __name__ == "__main__":
-    _work(json.loads(sys.argv[1]))
+    serve(_work)

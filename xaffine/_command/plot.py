@@ -27,11 +27,8 @@ def draw_ratios(found: dict[str, Any], file: Path) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    rows = [
-        row
-        for row in found["rows"]
-        if (row["what"], row["cache"]) == ("both", "warm") and row["implementation"] != "limit"
-    ]
+    warm = [row for row in found["rows"] if (row["what"], row["cache"]) == ("both", "warm")]
+    rows = [row for row in warm if row["implementation"] != "limit"]
     groups, dtypes = (list(dict.fromkeys(row[key] for row in rows)) for key in ("group", "dtype"))
     size = (1.5 + 3 * len(groups), 0.5 + 3 * len(dtypes))
     figure, axes = plt.subplots(

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xaffine._command.worker import emitter, result_of_worker
+from xaffine._command.worker import result_of_worker, serve
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
 __all__ = ["candidates", "find_lost_speed", "measure"]
 
@@ -107,17 +107,16 @@ def _seconds(environment: dict[str, str | None]) -> float:
     return float(result_of_worker("xaffine._command.speed", {}, _LIMIT, environment)["seconds"])
 
 
-def _work() -> None:
-    with emitter() as emit:
-        rng = np.random.default_rng(0)
-        a, b = (rng.standard_normal((_SIZE, _SIZE), dtype=np.float32) for _ in range(2))
-        times = []
-        for _ in range(7):
-            start = time.perf_counter()
-            a.dot(b)
-            times.append(time.perf_counter() - start)
-        emit("time", seconds=statistics.median(times[2:]))
+def _work(emit: Callable[..., None]) -> None:
+    rng = np.random.default_rng(0)
+    a, b = (rng.standard_normal((_SIZE, _SIZE), dtype=np.float32) for _ in range(2))
+    times = []
+    for _ in range(7):
+        start = time.perf_counter()
+        a.dot(b)
+        times.append(time.perf_counter() - start)
+    emit("time", seconds=statistics.median(times[2:]))
 
 
 if __name__ == "__main__":
-    _work()
+    serve(_work)

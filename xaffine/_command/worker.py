@@ -18,11 +18,13 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from xaffine._command.target import TargetError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
     from io import BufferedReader
 
-__all__ = ["WorkerError", "emitter", "result_of_worker", "run_worker"]
+__all__ = ["WorkerError", "emitter", "result_of_worker", "run_worker", "serve"]
 
 _EXIT_SECONDS = 5.0  # for a worker to exit by itself once it is done
 _DRAIN_SECONDS = 0.5  # to read what is left in a pipe once the worker is gone
@@ -52,7 +54,7 @@ def run_worker(
     Parameters
     ----------
     module : str
-        A module of this package that emits with `emitter`.
+        A module of this package that calls `serve`.
     arguments : dict
         Passed to it as JSON.
     time_limit : float
@@ -69,7 +71,7 @@ def run_worker(
     ------
     WorkerError
         It was silent for too long, or ended before it was done, with whatever exit code, or something in it wrote to
-        the pipe of the events.
+        the pipe of the events; or it raised a `TargetError`, whose message this error has.
     """
     command = [sys.executable, "-W", "ignore", "-m", module, json.dumps(arguments)]
     variables = {**os.environ, **(environment or {})}
@@ -101,10 +103,12 @@ def run_worker(
                 msg = f"something in it wrote to the pipe of its events: {line[:60]!r}"
                 raise WorkerError(msg)
             event = json.loads(text)
-            if event["event"] == "done":
+            if event["event"] in ("done", "cannot"):
                 # How it ends afterwards, in its threads or at exit, says nothing about what it found.
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(timeout=_EXIT_SECONDS)
+                if event["event"] == "cannot":
+                    raise WorkerError(event["why"])
                 return
             yield event
         end = _describe_end(process.wait(timeout=time_limit))
@@ -168,3 +172,12 @@ def emitter() -> Iterator[Callable[..., None]]:
 
         yield emit
         emit("done")
+
+
+def serve(work: Callable[..., None]) -> None:
+    """In a worker: call ``work(emit, **arguments)``, with the arguments that `run_worker` passed."""
+    with emitter() as emit:
+        try:
+            work(emit, **json.loads(sys.argv[1]))
+        except TargetError as error:
+            emit("cannot", why=str(error))

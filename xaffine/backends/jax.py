@@ -29,6 +29,7 @@ class Jax(Backend):
 
     name = "jax"
     namespace = "jax.numpy"
+    has_strides = False
     halves = ("bfloat16", "float16")
 
     @property

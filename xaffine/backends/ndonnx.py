@@ -26,6 +26,7 @@ class Ndonnx(Backend):
 
     name = "ndonnx"
     namespace = "ndonnx"
+    has_strides = False
     halves = ("float16",)
     inexact = ("uint64",)  # summed by way of float64
 

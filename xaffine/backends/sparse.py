@@ -17,6 +17,7 @@ class Sparse(Backend):
 
     name = "sparse"
     namespace = "sparse"
+    has_strides = False
 
     def to_numpy(self, array: Array) -> np.ndarray:
         """Fill in the zeros."""

@@ -66,6 +66,8 @@ class Backend:
     """Half-precision dtypes, which the standard does not list."""
     inexact: ClassVar[tuple[str, ...]] = ()
     """Integer dtypes of the standard that are not computed exactly."""
+    has_strides: ClassVar[bool] = True
+    """Whether arrays may lie in memory in any order, and be views of parts of others."""
     fills_unknown: ClassVar[bool] = True
     """Whether elements of an array can be assigned before all its extents are known."""
     types: frozenset[type] = frozenset()

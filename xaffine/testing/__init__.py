@@ -19,19 +19,6 @@ from xaffine.testing.checks import PROPERTIES, Property
 from xaffine.testing.runner import PropertyError, Report, Result, check_affine, from_functions, property_tests
 
 __all__ = [
-    "PROPERTIES",
-    "Case",
-    "Operand",
-    "Property",
-    "PropertyError",
-    "Report",
-    "Result",
-    "Summation",
-    "bounds",
-    "cases",
-    "check_affine",
-    "checks",
-    "from_functions",
-    "make_case",
-    "property_tests",
+    "PROPERTIES", "Case", "Operand", "Property", "PropertyError", "Report", "Result", "Summation", "bounds", "cases",
+    "check_affine", "checks", "from_functions", "make_case", "property_tests",
 ]  # fmt: skip

@@ -134,8 +134,7 @@ def exact_integers(dtype: str) -> int:
     """
     if dtype in _FORMATS:
         return int(2 ** _FORMATS[dtype][0])
-    bits = int(dtype.lstrip("uint"))
-    return int(2 ** (bits if dtype.startswith("u") else bits - 1)) - 1
+    return int(np.iinfo(dtype).max)
 
 
 def is_dtype(name: str) -> bool:
@@ -425,7 +424,7 @@ def affine_bounds(
     >>> bound.shape, round(float(bound[0, 0] / unit_roundoff("float32")), 3)  # three roundings of at most 3
     ((2, 4), 9.0)
     """
-    k = min(1, x.ndim - 1) if n_batch_axes is None else n_batch_axes
+    k = count_batch_axes(x.shape, n_batch_axes)
     batch, (n, m) = x.shape[:k], W.shape
     N = math.prod(batch)
     shapes = {"y": (*batch, m), "dx": x.shape, "dW": W.shape, "db": W.shape[1:]}
@@ -452,12 +451,26 @@ def _round_up(sums: Sums, dtype: str, summation: Summation, shape: tuple[int, ..
         how: Any = {"cuts": summation.cuts, "factors": summation.factors, "bias": bias * (1 - own)}
         bound = rounding_bound(size, stages, sums.k, sums.terms, accumulator, dtype, **how)
         parts.append(bound * (1 + own))
-    whole = parts[0] if len(parts) == 1 else parts[0] + 1j * parts[1]
-    return np.asarray(whole.reshape(shape))
+    return joined(parts).reshape(shape)
+
+
+def count_batch_axes(x_shape: tuple[int, ...], n_batch_axes: int | None) -> int:
+    """The k of ``x.shape[:k]``, which is the batch."""
+    return min(1, len(x_shape) - 1) if n_batch_axes is None else n_batch_axes
 
 
 Parts: TypeAlias = list[np.ndarray]
 """A matrix or vector as its real part alone, or as real and imaginary part; of floats or of exact integers."""
+
+
+def split(array: np.ndarray) -> Parts:
+    """An array as `Parts`."""
+    return [array.real, array.imag] if np.iscomplexobj(array) else [array]
+
+
+def joined(parts: Parts) -> np.ndarray:
+    """The real or complex array that has some parts."""
+    return parts[0] if len(parts) == 1 else parts[0] + 1j * parts[1]
 
 
 class Sums(NamedTuple):
@@ -486,45 +499,35 @@ class Sums(NamedTuple):
 
 def sums_of_products(x: Parts, W: Parts, b: Parts | None, dy: Parts | None, summation: Summation) -> dict[str, Sums]:
     """The sums in y and, with dy, in dx, dW and (with b) db: operands are matrices, b has the scale of products."""
-    parts = len(x)
-    n, m = W[0].shape
-    y, size = _product(x, W), _magnitude(x, W)
-    stages, offsets = [y], [0 * part for part in size]
-    # Without any product, y is b as it is.
-    k = summation.roundings(parts * n) + (b is not None) if n else 0
-    if b is not None:
-        stages.append([p + offset for p, offset in zip(y, b, strict=True)])
-        offsets = [p + abs(offset) for p, offset in zip(offsets, b, strict=True)]
-        size = [p + offset for p, offset in zip(size, offsets, strict=True)]
-    sums = {"y": Sums(stages, size, offsets, k, parts * n + (b is not None))}
-    if dy is None:
-        return sums
-    N = len(dy[0])
-    for name, left, right, terms in (("dx", dy, [part.T for part in W], m), ("dW", [part.T for part in x], dy, N)):
-        size = _magnitude(left, right)
-        none = [0 * part for part in size]
-        sums[name] = Sums([_product(left, right)], size, none, summation.roundings(parts * terms), parts * terms)
-    if b is not None:
-        total, size = [part.sum(0) for part in dy], [abs(part).sum(0) for part in dy]
+
+    def products(left: Parts, right: Parts, bias: Parts | None = None) -> Sums:
+        terms = len(left) * left[0].shape[1]
+        stages, k = [_product(left, right)], summation.roundings(terms)
+        size = _product([abs(part) for part in left], [abs(part) for part in right], sign=1)
+        offsets = [0 * part for part in size]
+        if bias is not None:
+            stages.append([part + offset for part, offset in zip(stages[0], bias, strict=True)])
+            offsets = [part + abs(offset) for part, offset in zip(offsets, bias, strict=True)]
+            size = [part + offset for part, offset in zip(size, offsets, strict=True)]
+            k += terms > 0  # without any product, y is b as it is
+            terms += 1
+        return Sums(stages, size, offsets, k, terms)
+
+    sums = {"y": products(x, W, b)}
+    if dy is not None:
+        sums |= {"dx": products(dy, [part.T for part in W]), "dW": products([part.T for part in x], dy)}
+    if dy is not None and b is not None:
+        N, total, size = len(dy[0]), [part.sum(0) for part in dy], [abs(part).sum(0) for part in dy]
         sums["db"] = Sums([total], size, size, max(summation.roundings(N) - 1, 0), N)  # one less: there are no products
     return sums
 
 
 def _parts(array: np.ndarray | None) -> Any:
-    if array is None:
-        return None
-    parts = [array.real, array.imag] if np.iscomplexobj(array) else [array]
-    return [part.astype(np.float64) for part in parts]
+    return None if array is None else [part.astype(np.float64) for part in split(array)]
 
 
-def _product(a: Parts, b: Parts) -> Parts:
+def _product(a: Parts, b: Parts, *, sign: int = -1) -> Parts:
+    """a b; with the sign 1, of absolute values, the largest that the parts of a b can be."""
     if len(a) == 1:
         return [a[0] @ b[0]]
-    return [a[0] @ b[0] - a[1] @ b[1], a[0] @ b[1] + a[1] @ b[0]]
-
-
-def _magnitude(a: Parts, b: Parts) -> Parts:
-    a, b = [abs(part) for part in a], [abs(part) for part in b]
-    if len(a) == 1:
-        return [a[0] @ b[0]]
-    return [a[0] @ b[0] + a[1] @ b[1], a[0] @ b[1] + a[1] @ b[0]]
+    return [a[0] @ b[0] + sign * (a[1] @ b[1]), a[0] @ b[1] + a[1] @ b[0]]

@@ -9,9 +9,9 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from array_api_compat import is_jax_namespace, is_ndonnx_namespace, is_pydata_sparse_namespace
 
-from xaffine.testing.bounds import Summation, exact_integers, rounding_bound, sums_of_products, usual_summation
+from xaffine.testing import bounds
+from xaffine.testing.bounds import Summation, usual_summation
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -32,10 +32,6 @@ FEATURES = {
     "empty": "N, n and m may be 0",
 }
 """What an implementation may declare that it supports, in a collection called ``supports``, beside names of dtypes."""
-
-
-# They have no strided views: another layout would only add operations, which JAX compiles for every shape.
-_WITHOUT_LAYOUTS = (is_jax_namespace, is_ndonnx_namespace, is_pydata_sparse_namespace)
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +85,7 @@ class Operand:
             # Memory of its own: what is done to the result cannot reach the case.
             return backend.from_values(np.asarray(array, order="C"), self.dtype, device=device)
 
-        if any(is_such(xp) for is_such in _WITHOUT_LAYOUTS):
+        if not backend.has_strides:  # another layout would only add operations, which JAX compiles for every shape
             return convert(values)
         if self.layout == "Fortran":
             return xp.permute_dims(convert(values.T), tuple(reversed(range(values.ndim))))
@@ -182,11 +178,8 @@ class Exact(NamedTuple):
     def value(self) -> np.ndarray:
         """The result, rounded to float64 or complex128."""
         unit = Fraction(1, 2**self.scale)
-        parts = [
-            np.array([float(v * unit) for v in part.ravel().tolist()], float).reshape(self.shape)
-            for part in self.stages[-1]
-        ]
-        return parts[0] if len(parts) == 1 else parts[0] + 1j * parts[1]
+        parts = [np.array([float(v * unit) for v in part.ravel().tolist()], float) for part in self.stages[-1]]
+        return bounds.joined(parts).reshape(self.shape)
 
 
 @dataclass(frozen=True, eq=False)
@@ -229,7 +222,7 @@ class Case:
     @property
     def batch(self) -> tuple[int, ...]:
         """The batch extents of x: the leading ones."""
-        return self.x.values.shape[: _slice(self.x.values.shape, self.n_batch_axes)]
+        return self.x.values.shape[: bounds.count_batch_axes(self.x.values.shape, self.n_batch_axes)]
 
     @property
     def N(self) -> int:
@@ -239,7 +232,19 @@ class Case:
     @property
     def y_dtype(self) -> str:
         """The common dtype of x, W and b."""
-        return _common_dtype(self.x, self.W, self.b)
+        return _common_dtype([operand for name, operand in self.operands.items() if name != "dy"])
+
+    @property
+    def operands(self) -> dict[str, Operand]:
+        """The operands by name, b only where there is one."""
+        operands = {"x": self.x, "W": self.W, "b": self.b, "dy": self.dy}
+        return {name: operand for name, operand in operands.items() if operand is not None}
+
+    @property
+    def owed(self) -> dict[str, tuple[tuple[int, ...], str]]:
+        """The shape and dtype of each result by name: y, and a gradient like each operand but dy."""
+        gradients = {f"d{name}": (o.values.shape, o.dtype) for name, o in self.operands.items() if name != "dy"}
+        return {"y": (self.dy.values.shape, self.y_dtype), **gradients}
 
     def replace_values(self, **values: np.ndarray) -> Case:
         """The same case with other values for some operands, in plain layout.
@@ -266,14 +271,9 @@ class Case:
     @property
     def code(self) -> str:
         """The call of `make_case` that makes this case."""
-        x, W, dy = self.x, self.W, self.dy
-        b_dtype = x.dtype if self.b is None else self.b.dtype
-        dtypes: Any = (x.dtype, W.dtype, b_dtype, dy.dtype)
-        layouts: Any = (x.layout, W.layout, "C" if self.b is None else self.b.layout, dy.layout)
-        defaults = {
-            "values": "integers", "dtypes": "float32", "layouts": "C", "bias": True, "n_batch_axes": None,
-            "summation": None,
-        }  # fmt: skip
+        x = self.x
+        four = (x, self.W, replace(x, layout="C") if self.b is None else self.b, self.dy)
+        dtypes, layouts = tuple(o.dtype for o in four), tuple(o.layout for o in four)
         options = {
             "values": self.kind,
             "dtypes": dtypes[0] if len(set(dtypes)) == 1 else dtypes,
@@ -282,8 +282,10 @@ class Case:
             "n_batch_axes": self.n_batch_axes,
             "summation": self.summation,
         }
+        defaults: Any = make_case.__kwdefaults__
         texts = [f"{key}={value!r}" for key, value in options.items() if value != defaults[key]]
-        return f"make_case({', '.join([repr(x.values.shape), str(W.values.shape[1]), f'seed={self.seed}', *texts])})"
+        m = self.W.values.shape[1]
+        return f"make_case({', '.join([repr(x.values.shape), str(m), f'seed={self.seed}', *texts])})"
 
     def exact(self) -> dict[str, Exact]:
         """The exact y, dx, dW and db (without a bias, no db), in the shapes that the layer owes.
@@ -300,41 +302,28 @@ class Case:
         {'y': [-1.0], 'dx': [0.0, 1.0], 'dW': [[-2.0], [-1.0]]}
         """
         n, m = self.W.values.shape
-        N, wide = self.N, _common_dtype(self.x, self.W, self.b, self.dy)
-        asked = self.summation or usual_summation(wide)
+        N, operands = self.N, self.operands
+        wide = _common_dtype(operands.values())
         # Small integers: their sums fit an int64, and no unit is needed.
-        small = self.kind != "floats"
-        scale = 0 if small else _common_scale(self.x, self.W, self.b, self.dy)
-
-        def parts(operand: Operand | None, shape: tuple[int, ...], times: int = 1) -> Any:
-            if operand is None:
-                return None
-            split = _small_integers if small else _integers
-            return [part * times for part in split(operand.values.reshape(shape), scale)]
-
-        operands = (
-            parts(self.x, (N, n)), parts(self.W, (n, m)), parts(self.b, (m,), 2**scale), parts(self.dy, (N, m)),
-        )  # fmt: skip
-        sums = sums_of_products(*operands, asked)
-        dtypes = dict.fromkeys(sums, wide) | {"y": self.y_dtype}
-        ways = {name: (self.summation or usual_summation(d)).of(name, d) for name, d in dtypes.items()}
-        primals = {"y": self.y_dtype, "dx": self.x.dtype, "dW": self.W.dtype, "db": self.b and self.b.dtype}
-        shapes = {"y": (*self.batch, m), "dx": self.x.values.shape, "dW": (n, m), "db": (m,)}
-        return {
-            name: Exact(
-                [[part.reshape(shapes[name]) for part in stage] for stage in own.stages],
-                [part.reshape(shapes[name]) for part in own.magnitude],
-                [part.reshape(shapes[name]) for part in own.bias],
-                scale if name == "db" else 2 * scale,
-                own.k,
-                own.terms,
-                ways[name].accumulator or dtypes[name],
-                str(primals[name]),
-                ways[name].cuts,
-                ways[name].factors,
+        common_scale = _common_scale(operands.values()) if self.kind == "floats" else None
+        shapes = {"x": (N, n), "W": (n, m), "b": (m,), "dy": (N, m)}
+        parts = {name: _integers(o.values.reshape(shapes[name]), common_scale) for name, o in operands.items()}
+        scale = common_scale or 0
+        b = [part * 2**scale for part in parts["b"]] if "b" in parts else None
+        summation = self.summation or usual_summation(wide)
+        exact = {}
+        for name, sums in bounds.sums_of_products(parts["x"], parts["W"], b, parts["dy"], summation).items():
+            shape, rounded_to = self.owed[name]
+            dtype = self.y_dtype if name == "y" else wide
+            model = (self.summation or usual_summation(dtype)).of(name, dtype)
+            magnitude, bias, *stages = (
+                [part.reshape(shape) for part in each] for each in (sums.magnitude, sums.bias, *sums.stages)
             )
-            for name, own in sums.items()
-        }
+            exact[name] = Exact(
+                stages, magnitude, bias, scale if name == "db" else 2 * scale, sums.k, sums.terms,
+                model.accumulator or dtype, rounded_to, model.cuts, model.factors,
+            )  # fmt: skip
+        return exact
 
 
 def worst_error(computed: np.ndarray, exact: Exact) -> tuple[float, tuple[int, ...]]:
@@ -366,8 +355,7 @@ def worst_error(computed: np.ndarray, exact: Exact) -> tuple[float, tuple[int, .
     ((0.0, (0,)), True)
     """
     worst, where = 0.0, 0
-    parts = [computed.real, computed.imag] if np.iscomplexobj(computed) else [computed]
-    for i, part in enumerate(parts):
+    for i, part in enumerate(bounds.split(computed)):
         flat = part.ravel() if part.dtype.kind in "iu" else part.ravel().astype(np.float64)
         values = exact.stages[-1][i].ravel()
         if values.dtype == object:
@@ -400,10 +388,10 @@ def _weights(
     The denominator is 0 where the bound is infinite.
     """
 
-    def at(magnitude: int, bias: int, *values: int) -> Any:
+    def at(*values: int) -> Any:
+        magnitude, bias, *exactly = map(Fraction, values)
         how = (k, terms, accumulator, rounded_to)
-        exactly = [Fraction(value) for value in values]
-        return rounding_bound(Fraction(magnitude), exactly, *how, cuts=cuts, factors=factors, bias=Fraction(bias))
+        return bounds.rounding_bound(magnitude, exactly, *how, cuts=cuts, factors=factors, bias=bias)
 
     count = 2 + stages
     if at(1, *[0] * (count - 1)) == math.inf:
@@ -470,7 +458,7 @@ def make_case(
     dtypes = (dtypes,) * 4 if isinstance(dtypes, str) else dtypes
     layouts = (layouts,) * 4 if isinstance(layouts, str) else layouts
     rng = np.random.default_rng(seed)
-    k = _slice(x_shape, n_batch_axes)
+    k = bounds.count_batch_axes(x_shape, n_batch_axes)
     shapes = (x_shape, (math.prod(x_shape[k:]), m), (m,), (*x_shape[:k], m))
     # Exponents that keep every product, and its cast, inside the narrowest format.
     used = dtypes if bias else (dtypes[0], dtypes[1], dtypes[3])
@@ -487,10 +475,6 @@ def make_case(
 
     x, W, dy = operand(0), operand(1), operand(3)
     return Case(x, W, operand(2) if bias else None, dy, n_batch_axes, values, seed, summation)
-
-
-def _slice(x_shape: tuple[int, ...], n_batch_axes: int | None) -> int:
-    return min(len(x_shape) - 1, 1) if n_batch_axes is None else n_batch_axes
 
 
 def largest_extent(dtypes: Iterable[str], values: str = "integers") -> int:
@@ -515,7 +499,7 @@ def largest_extent(dtypes: Iterable[str], values: str = "integers") -> int:
     >>> largest_extent(["float16"]), largest_extent(["float16"], "units")
     (227, 1023)
     """
-    limit = min(map(exact_integers, dtypes))
+    limit = min(map(bounds.exact_integers, dtypes))
     return (limit - 1) // 2 if values == "units" else (limit - 3) // 9  # a complex product has two terms
 
 
@@ -547,35 +531,27 @@ def _numpy_dtype(dtype: str) -> str:
     return "float32" if dtype == "bfloat16" else dtype
 
 
-def _common_dtype(*operands: Operand | None) -> str:
-    names = {operand.dtype for operand in operands if operand is not None}
+def _common_dtype(operands: Iterable[Operand]) -> str:
+    names = {operand.dtype for operand in operands}
     if len(names) == 1:
         return names.pop()
     # NumPy lacks bfloat16; with any other dtype it promotes as float32 does.
-    return np.result_type(*("float32" if name == "bfloat16" else name for name in names)).name
+    return np.result_type(*map(_numpy_dtype, names)).name
 
 
-def _common_scale(*operands: Operand | None) -> int:
+def _common_scale(operands: Iterable[Operand]) -> int:
     """The least scale ≥ 0 such that every value is an integer in units of 2**-scale."""
-    scale = 0
-    for operand in operands:
-        if operand is not None and operand.values.size and operand.values.dtype.kind in "fc":
-            parts = np.stack([operand.values.real, operand.values.imag]).astype(np.float64)
-            exponents = np.frexp(parts[parts != 0])[1]
-            scale = max(scale, 53 - int(exponents.min(initial=53)))
-    return scale
+    parts = [part.astype(np.float64) for operand in operands for part in bounds.split(operand.values)]
+    return max(53 - int(np.frexp(part[part != 0])[1].min(initial=53)) for part in parts)
 
 
-def _integers(values: np.ndarray, scale: int) -> Parts:
-    """Floats in units of 2**-scale as Python integers."""
+def _integers(values: np.ndarray, scale: int | None) -> Parts:
+    """Small integers as int64 if there is no scale, else floats in units of 2**-scale as Python integers."""
+    if scale is None:
+        return [part.astype(np.int64) for part in bounds.split(values)]
     integers = []
-    for part in (values.real, values.imag) if np.iscomplexobj(values) else (values,):
+    for part in bounds.split(values):
         significands, exponents = np.frexp(part.astype(np.float64))
         whole = np.ldexp(significands, 53).astype(np.int64).astype(object)
         integers.append(whole * 2 ** np.where(significands == 0, 0, exponents - 53 + scale).astype(object))
     return integers
-
-
-def _small_integers(values: np.ndarray, _: int) -> Parts:
-    parts = (values.real, values.imag) if np.iscomplexobj(values) else (values,)
-    return [part.astype(np.int64) for part in parts]

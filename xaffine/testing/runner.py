@@ -246,7 +246,9 @@ class Plan:
         self.make, self.target, self.max_examples, self.time_limit = make, target, max_examples, time_limit
         self.seed, self.summation = secrets.randbits(32) if seed is None else seed, summation
         self.backend = backends.get(backend)
-        for method in self._precision():
+        tf32 = summation is not None and summation.factors == "tf32"
+        self._precision = ["use_full_precision", *(["use_tf32"] if tf32 else [])]  # methods of the backend, in order
+        for method in self._precision:
             getattr(self.backend, method)()
         self.device = None if device is None else self.backend.device(device)
         self.supports, dtypes, gaps = _declared(make, supports)
@@ -255,9 +257,8 @@ class Plan:
         if not wanted or not all(isinstance(d, str) and d in known for d in wanted):
             msg = f"dtype {dtype!r} is not among those of the backend {backend!r}: {', '.join(known)}"
             raise ValueError(msg)
-        strangers = [d for d in wanted if summation is not None and summation.of("y", d).factors != summation.factors]
-        if strangers:
-            msg = f"only float32 and complex64 have factors in tf32; dtype has {', '.join(map(repr, strangers))}"
+        if strangers := [repr(d) for d in wanted if summation and summation.of("y", d).factors != summation.factors]:
+            msg = f"only float32 and complex64 have factors in tf32; dtype has {', '.join(strangers)}"
             raise ValueError(msg)
         self.dtypes = tuple(d for d in wanted if dtypes is None or d in dtypes)
         gaps += [f"dtype {d}" for d in wanted if d not in self.dtypes]
@@ -268,11 +269,6 @@ class Plan:
         testable = [p for p in properties if (floating if p.values == "floats" else self.dtypes)]
         self.parts = [Part(p, large=False) for p in testable]
         self.parts += [Part(p, large=True) for p in testable if large and p.tier == "exact"]
-
-    def _precision(self) -> list[str]:
-        """The methods of the backend that set its precision, in order."""
-        tf32 = self.summation is not None and self.summation.factors == "tf32"
-        return ["use_full_precision", *(["use_tf32"] if tf32 else [])]
 
     def report(self, results: Sequence[Result]) -> Report:
         """Put results together."""
@@ -347,6 +343,7 @@ class Plan:
 
     def code(self, part: Part, case: Case) -> str:
         """Python that runs a check on a case, with the values of the operands if they are few."""
+        device = "" if self.device is None else f", backend.devices[{self.backend.devices.index(self.device)}]"
         lines = [
             "from xaffine import backends",
             f"from xaffine.testing import make_case{'' if self.summation is None else ', Summation'}",
@@ -354,20 +351,13 @@ class Plan:
             _import_line(self.make, self.target),
             "",
             f"backend = backends.get({self.backend.name!r})",
-            *(f"backend.{method}()" for method in self._precision()),
+            *(f"backend.{method}()" for method in self._precision),
             f"case = {case.code}",
-            f"{part.prop.name}(make, case, backend{self._device_argument()})",
+            f"{part.prop.name}(make, case, backend{device})",
         ]
-        operands = {"x": case.x, "W": case.W, "b": case.b, "dy": case.dy}
-        lines += [
-            f"# {name} = {o.values.tolist()}"
-            for name, o in operands.items()
-            if o is not None and 0 < o.values.size <= 36
-        ]
+        values = {name: operand.values for name, operand in case.operands.items()}
+        lines += [f"# {name} = {some.tolist()}" for name, some in values.items() if 0 < some.size <= 36]
         return "\n".join(lines)
-
-    def _device_argument(self) -> str:
-        return "" if self.device is None else f", backend.devices[{self.backend.devices.index(self.device)}]"
 
 
 def check_affine(
@@ -444,18 +434,9 @@ def check_affine(
     True
     """
     plan = Plan(
-        make,
-        backend=backend,
-        device=device,
-        dtype=dtype,
-        max_examples=max_examples,
-        large=large,
-        seed=seed,
-        supports=supports,
-        time_limit=time_limit,
-        summation=summation,
-        properties=properties,
-    )
+        make, backend=backend, device=device, dtype=dtype, max_examples=max_examples, large=large, seed=seed,
+        supports=supports, time_limit=time_limit, summation=summation, properties=properties,
+    )  # fmt: skip
     if not plan.parts:
         msg = f"nothing is left to check; not tested: {'; '.join(plan.gaps) or 'no property'}"
         raise ValueError(msg)
@@ -559,11 +540,8 @@ def _declared(make: Make, supports: Collection[str] | None) -> tuple[set[str], s
         raise TypeError(msg)
     features = {name for name in declared if name in FEATURES}
     dtypes = set(declared) - features
-    strangers = [name for name in dtypes if not bounds.is_dtype(name)]
-    if strangers:
-        msg = (
-            f"supports names features ({', '.join(FEATURES)}) and dtypes; it also has {', '.join(map(repr, strangers))}"
-        )
+    if strangers := [repr(name) for name in dtypes if not bounds.is_dtype(name)]:
+        msg = f"supports names features ({', '.join(FEATURES)}) and dtypes; it also has {', '.join(strangers)}"
         raise ValueError(msg)
     if {"tensors", "last-axis"} <= features and not takes_batch_axes(make):
         msg = "supports has both 'tensors' and 'last-axis', two readings of the same x; leave out one"

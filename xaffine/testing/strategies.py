@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from hypothesis import strategies as st
 
+from xaffine.testing.bounds import count_batch_axes
 from xaffine.testing.cases import FEATURES, LAYOUTS, Case, largest_extent, make_case
 
 if TYPE_CHECKING:
@@ -24,9 +26,8 @@ _GROUPS: tuple[frozenset[str], ...] = (
 )
 
 
-def extents(
-    limit: int, *, smallest: int = 0, min_size: int = 0, max_size: int = 3
-) -> st.SearchStrategy[tuple[int, ...]]:
+@st.composite
+def extents(draw: st.DrawFn, limit: int, *, smallest: int = 0, min_size: int = 0, max_size: int = 3) -> tuple[int, ...]:
     """Tuples of extents whose product is at most `limit`.
 
     Parameters
@@ -49,7 +50,7 @@ def extents(
     >>> find(extents(12, min_size=2), lambda shape: 0 not in shape)
     (1, 1)
     """
-    return _extents(limit, smallest, min_size, max_size)
+    return _draw_extents(draw, limit, smallest, min_size, max_size)
 
 
 def _draw_extents(draw: st.DrawFn, limit: int, smallest: int, min_size: int, max_size: int) -> tuple[int, ...]:
@@ -61,9 +62,6 @@ def _draw_extents(draw: st.DrawFn, limit: int, smallest: int, min_size: int, max
         shape.append(_draw_extent(draw, smallest, int(room ** (1 / left))))
         room //= max(shape[-1], 1)
     return tuple(shape)
-
-
-_extents = st.composite(_draw_extents)
 
 
 def _draw_extent(draw: st.DrawFn, smallest: int, largest: int) -> int:
@@ -113,7 +111,8 @@ def cases(
     >>> case.N, case.y_dtype
     (2, 'float64')
     """
-    names = _draw_dtypes(draw, _of_kind(dtypes, values), mixed=mixed)
+    floating = [dtype for dtype in dtypes if "int" not in dtype]
+    names = _draw_dtypes(draw, floating if values == "floats" else dtypes, mixed=mixed)
     limit = min(max_extent, largest_extent(names, values))
     smallest = 0 if "empty" in supports else 1
 
@@ -121,7 +120,7 @@ def cases(
     # Square W and square y on purpose: there a forgotten transpose has the right shape.
     m = draw(st.sampled_from([-1, -1, math.prod(features), math.prod(batch)]))
     m = _draw_extent(draw, smallest, limit) if m < 0 else m
-    return _draw_case(draw, (*batch, *features), m, n_batch_axes, values, names, supports)
+    return _draw_case(draw, (*batch, *features), m, supports, values=values, dtypes=names, n_batch_axes=n_batch_axes)
 
 
 @st.composite
@@ -153,25 +152,28 @@ def large_cases(draw: st.DrawFn, dtypes: Sequence[str], *, supports: Collection[
         shape[axis] = draw(st.sampled_from([e for e in _EDGES if e <= min(limit, room)]))
         room //= shape[axis]
     N, n, m = shape
-    return _draw_case(draw, (N, n), m, None, "units", (dtype,) * 4, supports)
+    return _draw_case(draw, (N, n), m, supports, values="units", dtypes=dtype)
 
 
 # One below, at and one above the usual widths of tiles and blocks, and the length of a long axis.
 _EDGES = (1, 2, 3, *(2**i + d for i in (4, 5, 6, 7, 8, 9, 10, 12, 16) for d in (-1, 0, 1)))
 
 
+# Of each form of x: the least and most batch extents, those of the features, and n_batch_axes.
+_FORMS: dict[str, tuple[tuple[int, int] | None, tuple[int, int], int | None]] = {
+    "matrix": ((1, 1), (1, 1), None),
+    "vectors": (None, (1, 1), None),
+    "tensors": ((1, 1), (2, 3), None),
+    "last-axis": ((2, 3), (1, 1), -1),
+}
+
+
 def _draw_shape(
     draw: st.DrawFn, limit: int, smallest: int, supports: Collection[str], *, batch_axes: bool
 ) -> tuple[tuple[int, ...], tuple[int, ...], int | None]:
     """Batch extents, feature extents, and the n_batch_axes that tells them apart."""
-    # Mostly matrices: a single vector exercises no sum over the batch.
-    forms = [*["matrix"] * 4, *(form for form in ("vectors", "tensors", "last-axis") if form in supports)]
-    form = "any" if batch_axes else draw(st.sampled_from(forms))
-
-    def draw_extents(min_size: int, max_size: int) -> tuple[int, ...]:
-        return _draw_extents(draw, limit, smallest, min_size, max_size)
-
-    if form == "any":
+    draw_extents = partial(_draw_extents, draw, limit, smallest)
+    if batch_axes:
         batch = draw_extents(0, 3)
         features = draw_extents(0 if batch else 1, 3)
         ndim, k = len(batch) + len(features), len(batch)
@@ -179,42 +181,22 @@ def _draw_shape(
         if k == (0 if ndim == 1 else 1):
             spellings.append(None)
         return batch, features, draw(st.sampled_from(spellings))
-    if form == "vectors":
-        return (), draw_extents(1, 1), None
-    if form == "tensors":
-        return draw_extents(1, 1), draw_extents(2, 3), None
-    if form == "last-axis":
-        return draw_extents(2, 3), draw_extents(1, 1), -1
-    return draw_extents(1, 1), draw_extents(1, 1), None
+    # Mostly matrices: a single vector exercises no sum over the batch.
+    forms = ["matrix"] * 3 + [form for form in _FORMS if form == "matrix" or form in supports]
+    batch_counts, feature_counts, n_batch_axes = _FORMS[draw(st.sampled_from(forms))]
+    batch = draw_extents(*batch_counts) if batch_counts else ()
+    return batch, draw_extents(*feature_counts), n_batch_axes
 
 
-def _draw_case(
-    draw: st.DrawFn,
-    x_shape: tuple[int, ...],
-    m: int,
-    n_batch_axes: int | None,
-    values: str,
-    dtypes: tuple[str, str, str, str],
-    supports: Collection[str],
-) -> Case:
+def _draw_case(draw: st.DrawFn, x_shape: tuple[int, ...], m: int, supports: Collection[str], **options: Any) -> Case:
     layouts = [draw(st.sampled_from(LAYOUTS)) for _ in range(3)]
-    has_batch = len(x_shape) > 1 if n_batch_axes is None else n_batch_axes != 0 and n_batch_axes != -len(x_shape)
+    batch = x_shape[: count_batch_axes(x_shape, options.get("n_batch_axes"))]
     # Stride 0 often: a dy from a sum has it, and few cases have the rows to show what it breaks.
-    dy_layouts = (*LAYOUTS, *["broadcast"] * 3) if has_batch else LAYOUTS
-    return make_case(
-        x_shape,
-        m,
-        seed=draw(st.integers(0, 2**32 - 1)),
-        values=values,
-        dtypes=dtypes,
-        layouts=(*layouts, draw(st.sampled_from(dy_layouts))),  # type: ignore[arg-type]
-        bias=draw(st.booleans()) if "no-bias" in supports else True,
-        n_batch_axes=n_batch_axes,
-    )
-
-
-def _of_kind(dtypes: Sequence[str], values: str) -> list[str]:
-    return [dtype for dtype in dtypes if values != "floats" or not dtype.startswith(("int", "uint"))]
+    dy_layouts = (*LAYOUTS, *["broadcast"] * 3) if batch else LAYOUTS
+    options["seed"] = draw(st.integers(0, 2**32 - 1))
+    options["layouts"] = (*layouts, draw(st.sampled_from(dy_layouts)))
+    options["bias"] = draw(st.booleans()) if "no-bias" in supports else True
+    return make_case(x_shape, m, **options)
 
 
 def _draw_dtypes(draw: st.DrawFn, dtypes: Sequence[str], *, mixed: bool) -> tuple[str, str, str, str]:
