@@ -12,17 +12,8 @@ from xaffine.backends import _BY_TYPE, _describe, _together, backend_of
 from xaffine.backends.standard import Array, Backend, is_known, shape_text
 
 __all__ = [
-    "OPERANDS",
-    "Plan",
-    "SumPlan",
-    "check",
-    "check_cotangent",
-    "check_out",
-    "check_outs",
-    "check_parameters",
-    "check_sums",
-    "check_tangents",
-    "check_tuple",
+    "OPERANDS", "Plan", "SumPlan", "check", "check_cotangent", "check_out", "check_outs", "check_parameters",
+    "check_sums", "check_tangents", "check_tuple",
 ]  # fmt: skip
 
 OPERANDS: tuple[Literal["x"], Literal["W"], Literal["b"]] = ("x", "W", "b")
@@ -145,22 +136,11 @@ def _plan(x: Array, W: Array, b: Array | None, n_batch_axes: int | None) -> Plan
     x_matrix, y_matrix = matrix_shape(x.shape, k), matrix_shape(y_shape, k)
     casts = _must_cast(backend, dtype, x, W, b)
     return Plan(
-        backend=backend,
-        product=product,
-        sum_rows=sum_rows,
-        dtype=dtype,
-        y_dtype=dtype,
-        kind=kind,
-        n_batch_axes=k,
-        y_shape=y_shape,
-        x_matrix=x_matrix,
-        y_matrix=y_matrix,
-        extents=extents,
-        casts=casts,
+        backend=backend, product=product, sum_rows=sum_rows, dtype=dtype, y_dtype=dtype, kind=kind, n_batch_axes=k,
+        y_shape=y_shape, x_matrix=x_matrix, y_matrix=y_matrix, extents=extents, casts=casts,
         plain=x_matrix is None and y_matrix is None and not casts,
-        wanted=OPERANDS if b is not None else OPERANDS[:2],
-        derived={},
-    )
+        wanted=OPERANDS if b is not None else OPERANDS[:2], derived={},
+    )  # fmt: skip
 
 
 def _must_cast(backend: Backend, dtype: Any, *arrays: Array | None) -> bool:

@@ -112,7 +112,7 @@ def double_backward(
     dy: Array,
     x: Array,
     W: Array,
-    b: Array | None,  # noqa: ARG001 - it has no part in the gradients
+    b: Array | None,
     by_dx: Array | None,
     by_dW: Array | None,
     by_db: Array | None,
@@ -194,13 +194,7 @@ def gauss_newton_vector_product(
 
 @results("y")
 def tangent(
-    plan: Plan,
-    x: Array,
-    W: Array,
-    b: Array | None,  # noqa: ARG001 - it has no part in ẏ
-    x_dot: Array | None,
-    W_dot: Array | None,
-    b_dot: Array | None,
+    plan: Plan, x: Array, W: Array, b: Array | None, x_dot: Array | None, W_dot: Array | None, b_dot: Array | None
 ) -> Array:
     """ẏ = ẋ W + x Ẇ + ḃ."""
     return tangent_of(plan, x, W, x_dot, W_dot, b_dot, plan.y_dtype)
@@ -287,13 +281,7 @@ def kronecker_factors(
 
 
 @results("", "")
-def second_moments(
-    plan: Plan,
-    dy: Array,
-    x: Array,
-    W: Array,  # noqa: ARG001 - only its shape and dtype matter
-    b: Array | None,  # noqa: ARG001 - only its dtype matters
-) -> KroneckerFactors:
+def second_moments(plan: Plan, dy: Array, x: Array, W: Array, b: Array | None) -> KroneckerFactors:
     """A = xᵀ x / N and G = dyᵀ dy / N."""
     backend, N = plan.backend, size(plan.y_shape[:-1])
     moments = []

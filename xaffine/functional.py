@@ -23,15 +23,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
-from xaffine._checks import (
-    OPERANDS,
-    check,
-    check_cotangent,
-    check_out,
-    check_outs,
-    check_tangents,
-    check_tuple,
-)  # fmt: skip
+from xaffine._checks import OPERANDS, check, check_cotangent, check_out, check_outs, check_tangents, check_tuple
 from xaffine.backends import Array
 from xaffine.backends.standard import written
 
@@ -77,13 +69,7 @@ Outs: TypeAlias = tuple[Array | None, Array | None, Array | None]
 
 
 def affine(
-    x: Array,
-    W: Array,
-    b: Array | None = None,
-    /,
-    *,
-    n_batch_axes: int | None = None,
-    out: Array | None = None,
+    x: Array, W: Array, b: Array | None = None, /, *, n_batch_axes: int | None = None, out: Array | None = None
 ) -> Array:
     """Compute y = x W + b.
 
@@ -192,13 +178,7 @@ def affine_backward(
 
 
 def affine_vjp(
-    x: Array,
-    W: Array,
-    b: Array | None = None,
-    /,
-    *,
-    n_batch_axes: int | None = None,
-    out: Array | None = None,
+    x: Array, W: Array, b: Array | None = None, /, *, n_batch_axes: int | None = None, out: Array | None = None
 ) -> tuple[Array, Vjp]:
     """Compute y = x W + b and the function that pulls dy back to the gradients.
 

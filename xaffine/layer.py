@@ -171,14 +171,7 @@ class AffineLayer:
         self._pending = plan, x, W, b
         return y
 
-    def backward(
-        self,
-        dy: Array,
-        *,
-        wrt: Wrt = OPERANDS,
-        accumulate: bool = False,
-        out: Outs | None = None,
-    ) -> Array:
+    def backward(self, dy: Array, *, wrt: Wrt = OPERANDS, accumulate: bool = False, out: Outs | None = None) -> Array:
         """Compute the gradients at the latest forward; store dW and db, return dx.
 
         Parameters

@@ -152,13 +152,7 @@ def per_sample_gradient_norms(
 
 
 @results("samples")
-def norms_of_each(
-    plan: Plan,
-    dy: Array,
-    x: Array,
-    W: Array,  # noqa: ARG001 - only its shape and dtype matter
-    b: Array | None,  # noqa: ARG001 - only its dtype matters
-) -> Array:
+def norms_of_each(plan: Plan, dy: Array, x: Array, W: Array, b: Array | None) -> Array:
     """√(‖dW_i‖² + ‖db_i‖²), without the second term if there is no bias."""
     backend = plan.backend
     xp = backend.xp
@@ -175,14 +169,7 @@ def norms_of_each(
 
 
 def clipped_gradients(
-    dy: Array,
-    x: Array,
-    W: Array,
-    b: Array | None = None,
-    /,
-    *,
-    max_norm: float,
-    n_batch_axes: int | None = None,
+    dy: Array, x: Array, W: Array, b: Array | None = None, /, *, max_norm: float, n_batch_axes: int | None = None
 ) -> Gradients:
     """Sum the gradients of the samples, each scaled down to a norm of at most `max_norm`: what DP-SGD adds noise to.
 

@@ -101,7 +101,7 @@ class Dask(Backend):
             return total if bias is None else total + bias
         return super().product(a, c, bias, out)
 
-    def sum_rows(self, a: da.Array, out: None = None) -> da.Array:  # noqa: ARG002 - `buffer` gives none
+    def sum_rows(self, a: da.Array, out: None = None) -> da.Array:
         """A tree of the sums of the blocks."""
         return _total(a, None, with_sum=True)[0]
 

@@ -102,7 +102,7 @@ class Jax(Backend):
         device = array.device if type(array) is ArrayImpl and array.committed else None
         return None if hasattr(device, "device_set") else device
 
-    def why_not_writable(self, array: Array) -> str:  # noqa: ARG002 - none is
+    def why_not_writable(self, array: Array) -> str:
         """No array of JAX is."""
         return "arrays of JAX are immutable"
 
@@ -121,7 +121,7 @@ class Jax(Backend):
             self.check_operands(**_named(step, arrays))
             raise
 
-    def primitives(self, *arrays: Array | None, extents: Any = (None,)) -> Any:  # noqa: ARG002 - also for tracers
+    def primitives(self, *arrays: Array | None, extents: Any = (None,)) -> Any:
         """Those of this class for every type: tracers have many."""
         return self.product, self.sum_rows
 

@@ -37,7 +37,7 @@ class Ndonnx(Backend):
     def why_not_writable(self, array: ndx.Array) -> None:
         """Do not try, which ndonnx would record as one more operation."""
 
-    def is_copyable(self, array: ndx.Array) -> bool:  # noqa: ARG002 - none is
+    def is_copyable(self, array: ndx.Array) -> bool:
         """Only a pickle copies an array."""
         return False
 

@@ -62,7 +62,7 @@ class Numpy(Backend):
                 return None
         return tuple(parts)
 
-    def device_of(self, array: ndarray) -> str:  # noqa: ARG002 - there is one
+    def device_of(self, array: ndarray) -> str:
         """The CPU."""
         return "cpu"
 

@@ -362,7 +362,7 @@ class Backend:
         """What the library lacks on this machine to run at all, or None."""
         return None
 
-    def missing_on(self, device: Any) -> Collection[str]:  # noqa: ARG002 - the subclasses look at it
+    def missing_on(self, device: Any) -> Collection[str]:
         """The names of dtypes that have no products on a device."""
         return ()
 
@@ -401,7 +401,7 @@ class Backend:
 
     # What is asked of an array.
 
-    def signature(self, *arrays: Any) -> Any:  # noqa: ARG002 - the subclasses look at them
+    def signature(self, *arrays: Any) -> Any:
         """What the checks depend on, as a key of a dictionary; None if the arrays must be looked at each time."""
         return None
 
@@ -409,7 +409,7 @@ class Backend:
         """The device that an array is bound to, or None if nothing binds it to one."""
         return array_api_compat.device(array)
 
-    def on_device_of(self, array: Array) -> AbstractContextManager[Any]:  # noqa: ARG002 - the subclasses look at it
+    def on_device_of(self, array: Array) -> AbstractContextManager[Any]:
         """What to enter before making arrays, so that they are on the device of an array."""
         return nullcontext()
 
@@ -423,7 +423,7 @@ class Backend:
             return "it is immutable or read-only"
         return None
 
-    def memory_of(self, array: Array) -> Memory | None:  # noqa: ARG002 - the subclasses look at it
+    def memory_of(self, array: Array) -> Memory | None:
         """Where the elements of an array lie, or None where the library hides it."""
         return None
 
@@ -447,7 +447,7 @@ class Backend:
         memory, other = self.memory_of(first), self.memory_of(second)
         return first is second if memory is None or other is None else memory.overlaps(other)
 
-    def is_recorded(self, array: Array) -> bool:  # noqa: ARG002 - the subclasses look at it
+    def is_recorded(self, array: Array) -> bool:
         """Whether the library follows what is done with an array, to differentiate it."""
         return False
 
@@ -455,7 +455,7 @@ class Backend:
         """The values of an array, in the same memory, without what the library recorded of it."""
         return array
 
-    def is_copyable(self, array: Array) -> bool:  # noqa: ARG002 - the subclasses look at it
+    def is_copyable(self, array: Array) -> bool:
         """Whether ``copy.deepcopy`` takes an array; if not, a pickle does."""
         return True
 
@@ -513,7 +513,7 @@ class Backend:
 
     # How it is timed.
 
-    def stopwatch(self, device: Any) -> tuple[str, Callable[[], Any], Callable[[Any, Any], float], Any]:  # noqa: ARG002 - the subclasses look at it
+    def stopwatch(self, device: Any) -> tuple[str, Callable[[], Any], Callable[[Any, Any], float], Any]:
         """How to time what runs on a device, as `Clock` of the benchmark has it.
 
         What is read, "host" or "device events"; a mark of now; the seconds between two marks; and what empties the
@@ -556,7 +556,7 @@ class Backend:
         """Call ``step(plan, *arrays)``: a step computes with checked arrays, of which the first is no None."""
         return step(plan, *arrays)
 
-    def aligned(self, array: Array, like: Array) -> Array:  # noqa: ARG002 - the subclasses look at it
+    def aligned(self, array: Array, like: Array) -> Array:
         """An array whose rows are split into blocks, if a library does so, as those of another are."""
         return array
 
@@ -584,7 +584,7 @@ class Backend:
         """An array as a matrix in a dtype, which products can read; of a shape, or None if it is a matrix already."""
         return self.readable(self.cast(array if shape is None else self.reshape(array, shape), dtype))
 
-    def is_readable(self, matrix: Array) -> bool:  # noqa: ARG002 - the subclasses look at it
+    def is_readable(self, matrix: Array) -> bool:
         """Whether products read a matrix as it lies in memory."""
         return True
 
@@ -592,14 +592,12 @@ class Backend:
         """A matrix that products read as it lies in memory."""
         return matrix
 
-    def buffer(self, out: Array, shape: tuple[int, ...] | None, dtype: Any) -> Array | None:  # noqa: ARG002 - the subclasses look at it
+    def buffer(self, out: Array, shape: tuple[int, ...] | None, dtype: Any) -> Array | None:
         """A view of `out`, in a shape if one is given, that the primitives can fill with a dtype; or None."""
         return None
 
     def primitives(
-        self,
-        *arrays: Array | None,
-        extents: tuple[int | None, ...] = (None,),  # noqa: ARG002 - the subclasses look at it
+        self, *arrays: Array | None, extents: tuple[int | None, ...] = (None,)
     ) -> tuple[Callable[..., Array], Callable[..., Array]]:
         """`product` and `sum_rows` for some arrays: those of this class if one is of a type that is not in `types`.
 
