@@ -6,6 +6,7 @@ import itertools
 from typing import Any
 
 import numpy as np
+import pytest
 
 from xaffine.backends._memory import Memory, are_apart
 
@@ -38,6 +39,11 @@ def test_ends_are_those_of_the_elements() -> None:
     for elements, memory in pairs():
         low, high = ((end - PLACE.ctypes.data) / PLACE.itemsize for end in (memory.low, memory.high))
         assert (low, high) == ((elements.min(), elements.max() + 1) if elements.size else (low, low))
+
+
+def test_every_axis_has_a_stride() -> None:
+    with pytest.raises(ValueError, match="zip"):
+        Memory(0, (2, 3), (4,), 4, contiguous=True)
 
 
 def test_elements_that_two_arrays_share_are_found() -> None:

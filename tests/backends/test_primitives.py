@@ -370,3 +370,85 @@ class TestBlocksOfNumPy:
         results = product(x, W, b, y), product(dy, W.T, None, dx), product(x.T, dy, None, dW), sum_rows(dy, db)
         assert [result is buffer for result, buffer in zip(results, buffers, strict=True)] == [True] * 4
         assert [buffer.max() for buffer in buffers] == [3, 3, N, N]
+
+    @pytest.mark.usefixtures("small_blocks")
+    def test_operands_of_few_rows_and_many_terms_are_cut_along_the_terms(
+        self, numpy_backend: Backend, cuts: Any
+    ) -> None:
+        assert numpy_backend.product(np.ones((2, 3), "f"), np.ones((3, 1), "f")).tolist() == [[3], [3]]
+        assert cuts == [(3, 2)]
+
+    @pytest.mark.usefixtures("small_blocks")
+    def test_few_rows_are_summed_by_a_product(self, monkeypatch: pytest.MonkeyPatch, numpy_backend: Backend) -> None:
+        monkeypatch.setattr(type(numpy_backend), "sum", lambda *_: np.full(1, 7, "f"))
+        assert [numpy_backend.sum_rows(np.ones((N, 1), "f")).tolist() for N in (2, 3)] == [[2], [7]]
+
+    @pytest.mark.usefixtures("small_blocks")
+    def test_extents_that_are_not_large_are_looked_at_once(self, numpy_backend: Backend) -> None:
+        few = numpy_backend.primitives(np.ones(1), extents=(2, 1, 2))
+        assert few == (numpy._product, numpy._sum_few_rows)
+        for extents in ((3, 1, 2), (2, 3, 2), (2, 1, 3), (None, 1, 2)):
+            assert numpy_backend.primitives(np.ones(1), extents=extents) == own(numpy_backend)
+
+    def test_wide_operand_of_a_long_product_comes_second(self) -> None:
+        first = []
+
+        class Recorded(np.ndarray):
+            def dot(self, other: Any) -> Any:  # type: ignore[override]
+                first.append(self.shape)
+                return np.asarray(self).dot(np.asarray(other))
+
+        for rows in (64, 65):
+            a, c = np.ones((rows, 3)).view(Recorded), np.ones((3, 2)).view(Recorded)
+            assert (numpy._long_product(a, c) == 3).all()
+        assert first == [(64, 3), (2, 3)]
+
+
+class TestArraysOfNumPy:
+    """What the backend of NumPy knows of an array."""
+
+    @pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
+    def test_signature_is_of_every_array_and_of_no_subclass(self, numpy_backend: Backend, count: int) -> None:
+        signature = numpy_backend.signature
+        arrays = [np.ones((i, 2), dtype) for i, dtype in zip(range(count), "fdeFD", strict=False)]
+        assert signature(*arrays) == tuple(part for array in arrays for part in (array.dtype, array.shape))
+        assert signature(*(array.view(OfUsers) for array in arrays)) is None
+        for i, array in enumerate(arrays):
+            before, after = arrays[:i], arrays[i + 1 :]
+            assert signature(*before, array.view(OfUsers), *after) is None
+            if count > 1:
+                assert signature(*before, None, *after) == (*signature(*before), None, *signature(*after))
+
+    def test_device_is_the_one_that_there_is(self, numpy_backend: Backend) -> None:
+        assert [numpy_backend.device_of(np.ones(1))] == numpy_backend.devices
+
+    def test_arrays_of_a_subclass_are_read_as_they_are(self, numpy_backend: Backend) -> None:
+        array = np.ones((2, 2)).view(OfUsers)
+        assert numpy_backend.readable(array) is array
+
+    def test_buffer_is_a_view_unless_a_reshape_would_copy(self, numpy_backend: Backend) -> None:
+        out, dtype = np.zeros((3, 2, 8), "f"), np.dtype("f", copy=True)
+        assert out.dtype is not dtype
+        assert numpy_backend.buffer(out, None, dtype) is out
+        assert numpy_backend.buffer(out, None, np.dtype("d")) is None
+        assert numpy_backend.buffer(out.transpose(1, 0, 2), (6, 8), dtype) is None
+        for some in (out, out[:, :, :4]):
+            view = numpy_backend.buffer(some, (6, some.shape[2]), dtype)
+            view[...] += 1
+        assert (out.reshape(6, 8) == [2] * 4 + [1] * 4).all()
+
+    def test_buffers_that_can_be_filled_have_memory_of_their_own(self, numpy_backend: Backend) -> None:
+        x, first, second = (np.zeros((2, 2)) for _ in range(3))
+        read_only = np.zeros((2, 2))
+        read_only.flags.writeable = False
+        of_a_view = np.asarray(memoryview(first))[1:]
+        for buffers, operands in (
+            ([], [x, x]), ([first], [x, None]), ([first], [x[:1], x.T]), ([None, first, None, second], [None, x]),
+        ):  # fmt: skip
+            assert numpy_backend.can_fill(buffers, operands)
+        for buffers, operands in (
+            ([x], [x]), ([None, x], [x]), ([first, first], [x]), ([first], [first[:1]]), ([first], [x, first.T]),
+            ([first], [of_a_view]), ([first], [np.frombuffer(bytes(8))]), ([first[:1]], [x]), ([first.view()], [x]),
+            ([read_only], [x]), ([np.zeros((2, 2), order="F")], [x]), ([np.ndarray((2, 2), strides=(8, 8))], [x]),
+        ):  # fmt: skip
+            assert not numpy_backend.can_fill(buffers, operands)

@@ -21,10 +21,12 @@ class Memory:
     ) -> None:
         self.address, self.contiguous, self.itemsize = address, contiguous, itemsize
         self.shape, self.strides = tuple(shape), tuple(strides)
-        reaches = [(extent - 1) * stride for extent, stride in zip(self.shape, self.strides, strict=True)]
-        empty = 0 in self.shape
-        self.low = address if empty else address + sum(reach for reach in reaches if reach < 0)
-        self.high = address if empty else address + sum(reach for reach in reaches if reach > 0) + itemsize
+        self.axes = list(zip(self.strides, self.shape, strict=True))
+        self.low = self.high = address
+        if 0 not in self.shape:
+            reaches = [stride * (extent - 1) for stride, extent in self.axes]
+            self.low += sum(min(reach, 0) for reach in reaches)
+            self.high += sum(max(reach, 0) for reach in reaches) + itemsize
 
     @property
     def __array_interface__(self) -> dict[str, Any]:
@@ -45,7 +47,7 @@ class Memory:
         if 0 in self.shape:
             return False
         span = self.itemsize
-        for stride, extent in sorted((abs(s), e) for s, e in zip(self.strides, self.shape, strict=True) if e > 1):
+        for stride, extent in sorted((abs(stride), extent) for stride, extent in self.axes if extent > 1):
             if stride < span:
                 return True
             span += stride * (extent - 1)
