@@ -158,10 +158,10 @@ def norms_of_each(plan: Plan, dy: Array, x: Array, W: Array, b: Array | None) ->
     xp = backend.xp
     norms = []
     for samples, gradients in _blocks(plan, dy, x):
-        some = _measure(backend, samples, gradients, bias="b" in plan.wanted)
-        norm = some.norm
-        if not isinstance(some.of_x, float):  # the larger divisor first, so that what is rounded is not subnormal
-            large, small = xp.maximum(some.of_x, some.of_dy), xp.minimum(some.of_x, some.of_dy)
+        measured = _measure(backend, samples, gradients, bias="b" in plan.wanted)
+        norm = measured.norm
+        if not isinstance(measured.of_x, float):  # the larger divisor first, so that what is rounded is not subnormal
+            large, small = xp.maximum(measured.of_x, measured.of_dy), xp.minimum(measured.of_x, measured.of_dy)
             norm = norm * (large * 2.0**-20) * (small * 2.0**20)  # which keeps the first product in range
         norms.append(backend.cast(norm[:, 0, 0], _real(backend, samples).dtype))
     together = norms[0] if len(norms) == 1 else xp.concat(norms)
@@ -235,10 +235,10 @@ def clipped_sums(plan: Plan, dy: Array, x: Array, W: Array, b: Array | None, max
     sums: tuple[Any, ...] = ()
     for samples, gradients in _blocks(plan, dy, x):
         clipped = _rows(backend, _clipped(backend, samples, gradients, bias=b is not None, max_norm=max_norm))
-        some = [plan.product(backend.transposed(_rows(backend, samples)), clipped)]
+        terms = [plan.product(backend.transposed(_rows(backend, samples)), clipped)]
         if b is not None:
-            some.append(plan.sum_rows(clipped))
-        sums = tuple(map(operator.add, sums, some)) if sums else tuple(some)
+            terms.append(plan.sum_rows(clipped))
+        sums = tuple(map(operator.add, sums, terms)) if sums else tuple(terms)
     return Gradients(None, backend.cast(sums[0], W.dtype), None if b is None else backend.cast(sums[1], b.dtype))
 
 
@@ -279,8 +279,8 @@ def _blocks(plan: Plan, dy: Array, x: Array) -> Iterator[tuple[Array, Array]]:
         yield backend.cast(samples, dtype), backend.cast(gradients, dtype)
         return
     for start in range(0, N, rows):
-        some = slice(start, start + rows)
-        yield backend.cast(samples[some, ...], dtype), backend.cast(gradients[some, ...], dtype)
+        block = slice(start, start + rows)
+        yield backend.cast(samples[block, ...], dtype), backend.cast(gradients[block, ...], dtype)
 
 
 def _of_each(backend: Backend, samples: Array, gradients: Array) -> Array:
@@ -318,12 +318,12 @@ def _measure(backend: Backend, x: Array, dy: Array, *, bias: bool) -> _Measured:
     What is added to the norm is up to twice as much, since M and these terms are rounded, too.
     """
     xp = backend.xp
-    (_, T, n), m, own = x.shape, dy.shape[2], x.dtype
-    wide = xp.result_type(own, xp.float64)
+    (_, T, n), m, dtype = x.shape, dy.shape[2], x.dtype
+    wide = xp.result_type(dtype, xp.float64)
     x, dy = backend.cast(x, wide), backend.cast(dy, wide)
     of_x: Any = 1.0
     of_dy: Any = 1.0
-    if wide == own:
+    if wide == dtype:
         of_x, of_dy = _divisors(backend, x, tiny=not bias), _divisors(backend, dy)
         x, dy = _quotient(backend, x, of_x), _quotient(backend, dy, of_dy)
     square_of_x, square_of_dy = _squares(backend, x), _squares(backend, dy)
@@ -332,11 +332,11 @@ def _measure(backend: Backend, x: Array, dy: Array, *, bias: bool) -> _Measured:
     M = xp.sqrt(square_of_x) * xp.sqrt(square_of_dy)
     if T == 1:
         return _Measured(dy, of_x, of_dy, M, M)
-    u, u_own = (float(xp.finfo(dtype).eps) / 2 for dtype in (wide, own))
-    c = 4 if _is_complex(backend, own) else 1
+    u_wide, u = (float(xp.finfo(each).eps) / 2 for each in (wide, dtype))
+    c = 4 if _is_complex(backend, dtype) else 1
     slack = 0.0
     if T * (n + m) <= n * m * (_GRAM if T >= _LONG else _GRAM_OF_FEW):
-        slack = 2 * c * (n + m + 2 * T) * u
+        slack = 2 * c * (n + m + 2 * T) * u_wide
         square = _real(backend, _gram(backend, x) * _gram(backend, dy))
         square = xp.sum(xp.sum(square, axis=2, keepdims=True), axis=1, keepdims=True)
         square = xp.where(square < 0, xp.zeros_like(square), square)  # what rounding may make of a zero
@@ -344,8 +344,8 @@ def _measure(backend: Backend, x: Array, dy: Array, *, bias: bool) -> _Measured:
         square = _squares(backend, _of_each(backend, x, dy))
     if bias:
         square = square + _squares(backend, xp.sum(dy, axis=1, keepdims=True)) * (1 / of_x) ** 2
-    most = square + slack * square_of_x * square_of_dy if slack else square
-    return _Measured(dy, of_x, of_dy, xp.sqrt(square), xp.sqrt(most) + (2 * c * (T + 2) * u + 4 * u_own) * M)
+    upper = square + slack * square_of_x * square_of_dy if slack else square
+    return _Measured(dy, of_x, of_dy, xp.sqrt(square), xp.sqrt(upper) + (2 * c * (T + 2) * u_wide + 4 * u) * M)
 
 
 def _divisors(backend: Backend, samples: Array, *, tiny: bool = True) -> Array:
@@ -355,8 +355,8 @@ def _divisors(backend: Backend, samples: Array, *, tiny: bool = True) -> Array:
     ones = xp.ones_like(sizes)
     # Neither sum leaves the range. A largest value will not do, since it is not defined for empty samples.
     large, small = (
-        xp.sum(xp.sum(some, axis=2, keepdims=True), axis=1, keepdims=True)
-        for some in (sizes * 2.0**-16, xp.where(sizes < 1, sizes, ones))
+        xp.sum(xp.sum(terms, axis=2, keepdims=True), axis=1, keepdims=True)
+        for terms in (sizes * 2.0**-16, xp.where(sizes < 1, sizes, ones))
     )
     ones = xp.ones_like(large)
     divisors = xp.where((small < 1 / high) & (small > 0), small, ones) if tiny else ones
