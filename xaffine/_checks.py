@@ -1,14 +1,17 @@
-"""Every check and its message. What a check finds is a plan, which is remembered by the signature of the operands."""
+"""What is checked before anything is computed. What the checks find is a plan, remembered by the signature of operands.
+
+Whether arrays can be computed with together, by their libraries, devices and dtypes, is for `xaffine.backends` to say.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import operator
 from collections.abc import Callable, Iterable
-from itertools import combinations_with_replacement
-from numbers import Integral
 from typing import Any, Literal, NamedTuple
 
 from xaffine._shapes import matrix_shape, shapes_differ, size
-from xaffine.backends import _BY_TYPE, _describe, _together, backend_of
+from xaffine.backends import _BY_TYPE, _backend_or_none, _describe, _together, backend_of
 from xaffine.backends.standard import Array, Backend, is_known, shape_text
 
 __all__ = [
@@ -88,10 +91,11 @@ def check(x: Array, W: Array, b: Array | None, n_batch_axes: int | None) -> Plan
 
 
 def _as_int(n_batch_axes: Any, **operands: Any) -> int:
-    if isinstance(n_batch_axes, bool) or not isinstance(n_batch_axes, Integral):
-        msg = f"n_batch_axes must be an int or None, not {n_batch_axes!r}: {_describe(**operands)}"
-        raise TypeError(msg)
-    return int(n_batch_axes)
+    if type(n_batch_axes) is not bool and not str(getattr(n_batch_axes, "dtype", None)).endswith("bool"):
+        with contextlib.suppress(TypeError):
+            return operator.index(n_batch_axes)
+    msg = f"n_batch_axes must be an int or None, not {n_batch_axes!r}: {_describe(**operands)}"
+    raise TypeError(msg)
 
 
 def _remembered(backend: Backend, plans: dict[Any, Any], key: Any, make: Callable[..., Any], *arguments: Any) -> Any:
@@ -171,7 +175,7 @@ def check_cotangent(plan: Plan, dy: Array, x: Array, W: Array, b: Array | None, 
 
 def _plan_with_dy(plan: Plan, dy: Array, x: Array, W: Array, b: Array | None, wanted: tuple[str, ...]) -> Plan:
     named = _named(dy=dy, x=x, W=W, b=b)
-    plan_with_dy = _plan_of_all(plan, named)
+    plan_with_dy = _plan_of_all(plan, named, (dy, x, W))
     if shapes_differ(dy.shape, plan.y_shape):
         msg = (
             f"dy must have the shape of y, {shape_text(plan.y_shape)}: {_describe(**named)}. "
@@ -181,10 +185,10 @@ def _plan_with_dy(plan: Plan, dy: Array, x: Array, W: Array, b: Array | None, wa
     return plan_with_dy._replace(wanted=wanted)
 
 
-def _plan_of_all(plan: Plan, operands: dict[str, Array]) -> Plan:
-    """The plan of some operands, further ones included."""
+def _plan_of_all(plan: Plan, operands: dict[str, Array], multiplied: Iterable[Array]) -> Plan:
+    """The plan of some operands, further ones included, and the primitives for those that are multiplied."""
     backend, dtype, _ = _together(**operands)
-    product, sum_rows = backend.primitives(*operands.values(), extents=plan.extents)
+    product, sum_rows = backend.primitives(*multiplied, extents=plan.extents)
     casts = _must_cast(backend, dtype, *operands.values())
     plain = plan.x_matrix is None and plan.y_matrix is None and not casts
     return plan._replace(product=product, sum_rows=sum_rows, dtype=dtype, casts=casts, plain=plain, derived={})
@@ -223,7 +227,7 @@ def _plan_with_tangents(
     dy: Array | None,
 ) -> Plan:
     given = _given({"dy": dy, "x": x, "W": W, "b": b, **dict(zip(names, tangents, strict=True))})
-    plan_of_all = _plan_of_all(plan, given)
+    plan_of_all = _plan_of_all(plan, given, given.values())
     for name, tangent, letter, primal in zip(names, tangents, OPERANDS, (x, W, b), strict=True):
         if tangent is None:
             continue
@@ -350,9 +354,8 @@ def _check_apart(plan: Plan, key: Any, buffers: dict[str, Array], **operands: Ar
         )
         raise TypeError(msg)
     arrays = given | buffers
-    for name, other in combinations_with_replacement(reversed(arrays), 2):
-        if name not in buffers:
-            continue
+    names = list(arrays)[::-1]
+    for name, other in [(name, other) for i, name in enumerate(names) if name in buffers for other in names[i:]]:
         same, first, second = name == other, arrays[name], arrays[other]
         if backend.overlaps_itself(first) if same else backend.share_memory(first, second):
             msg = (
@@ -377,7 +380,7 @@ class SumPlan(NamedTuple):
 
 
 def check_sums(old: tuple[Array | None, Array | None], new: tuple[Array | None, Array | None]) -> SumPlan:
-    """Check that new gradients by W and b, of which there is one, can be added to those that are there.
+    """Check that new gradients by W and b, of which one may be None, can be added to those that are there.
 
     Raises
     ------
@@ -420,13 +423,6 @@ def _given(operands: dict[str, Array | None]) -> dict[str, Array]:
 def _named(b: Array | None, **operands: Any) -> dict[str, Any]:
     """Name the operands that take part: b only if there is one."""
     return operands if b is None else {**operands, "b": b}
-
-
-def _backend_or_none(operand: Any) -> Backend | None:
-    try:
-        return backend_of(operand)
-    except TypeError:
-        return None
 
 
 def _check_parameter_shapes(W: Array, b: Array | None, **others: Any) -> None:

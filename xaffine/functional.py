@@ -242,6 +242,8 @@ def checked_backward(plan: Plan, x: Array, W: Array, b: Array | None, dy: Array,
     plan = check_cotangent(plan, dy, x, W, b, wrt)
     if out is not None:
         check_outs(plan, out, dy, x, W, b)
+        if out[0] is out[1] is out[2] is None:
+            out = None
     gradients: Outs
     if plan.backend.calls_directly:
         gradients = backward(plan, dy, x, W, b, out)
@@ -300,7 +302,7 @@ def affine_jvp(
 
 def unpack_operands(name: str, arrays: tuple[Array | None, ...]) -> tuple[Array | None, ...]:
     """Unpack (x, W) or (x, W, b)."""
-    if type(arrays) is tuple and len(arrays) == 3:
+    if type(arrays) is tuple and len(arrays) == 3:  # as most are, which spares a call
         return arrays
     check_tuple(name, arrays, (2, 3), "of two or three, for x, W and b")
     return arrays if len(arrays) == 3 else (*arrays, None)
@@ -371,7 +373,7 @@ def backward(plan: Plan, dy: Array, x: Array, W: Array, b: Array | None, out: Ou
 
 
 def matrix(plan: Plan, array: Array, shape: tuple[Any, ...] | None = None) -> Array:
-    """An array as the products take it: in the dtype of the plan, and in a shape, or None if it is a matrix already."""
+    """An array as the products take it: in the dtype of the plan, and in a shape, unless it is a matrix already."""
     if plan.casts:
         return plan.backend.as_matrix(array, shape, plan.dtype)
     return array if shape is None else plan.backend.reshape(array, shape)

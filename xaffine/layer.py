@@ -235,26 +235,26 @@ class AffineLayer:
         if dW is None and db is None:
             return dx
         sums = check_sums((self.dW, self.db), (dW, db))  # both before one is stored
-        sum_of_dW = self._sum(sums, "dW", self.dW, dW)
-        sum_of_db = self._sum(sums, "db", self.db, db)
-        self.dW, self.db = sum_of_dW, sum_of_db
+        dW, wide_dW = self._sum(sums, "dW", self.dW, dW)
+        db, wide_db = self._sum(sums, "db", self.db, db)
+        self.dW, self.db = dW, db
+        if sums.widens or self._sums:
+            self._sums = {"dW": (dW, wide_dW), "db": (db, wide_db)}
         return dx
 
-    def _sum(self, plan: SumPlan, name: str, old: Array | None, new: Array | None) -> Array | None:
-        """Return old + new, where None is zero; of half precision, the running float32 sum is kept."""
-        if new is None:
-            return old
+    def _sum(self, plan: SumPlan, name: str, old: Array | None, new: Array | None) -> tuple[Array, Array | None]:
+        """Return old + new, where None is zero, and, for half precision, the running float32 sum."""
         if old is None:
-            return plan.backend.detached(new)
-        known, wide = self._sums.get(name, _NO_SUM) if plan.widens else _NO_SUM
-        if known is not old:
-            wide = None
+            return None if new is None else plan.backend.detached(new), None
+        wide = None
+        if self._sums:
+            known, wide = self._sums.get(name, _NO_SUM)
+            wide = wide if known is old else None
+        if new is None:
+            return old, wide
         if plan.backend.calls_directly:
-            total, wide = add(plan, old, new, wide)
-        else:
-            total, wide = plan.backend.run(add, plan, old, new, wide)
-        if plan.widens:
-            self._sums[name] = total, wide
+            return add(plan, old, new, wide)
+        total: tuple[Array, Array | None] = plan.backend.run(add, plan, old, new, wide)
         return total
 
     @classmethod
@@ -485,7 +485,7 @@ def add(plan: SumPlan, sum_so_far: Array, gradient: Array, wide: Array | None) -
     The sum is written where the old one is if possible, so that whoever holds it sees the new one.
     """
     backend, dtype = plan.backend, sum_so_far.dtype
-    in_place = backend.why_not_writable(sum_so_far) is None and not backend.is_recorded(sum_so_far)
+    in_place = backend.adds_in_place(sum_so_far)
     gradient = backend.detached(gradient)
     if plan.widens and (wider := backend.wide(dtype)) != dtype:
         wide = backend.cast(backend.detached(sum_so_far), wider) if wide is None else wide

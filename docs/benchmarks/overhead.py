@@ -43,7 +43,7 @@ Call = Callable[[], Any]
 
 
 class Row(NamedTuple):
-    """What is timed against what; `at_most` is the ratio that is promised, None where less is computed there."""
+    """What is timed against what; `at_most` is the promised ratio, None if the other side computes less."""
 
     what: str
     shape: tuple[int, int, int]

@@ -444,11 +444,12 @@ class TestArraysOfNumPy:
         of_a_view = np.asarray(memoryview(first))[1:]
         for buffers, operands in (
             ([], [x, x]), ([first], [x, None]), ([first], [x[:1], x.T]), ([None, first, None, second], [None, x]),
+            ([np.zeros((2, 2), order="F")], [x]),
         ):  # fmt: skip
             assert numpy_backend.can_fill(buffers, operands)
         for buffers, operands in (
             ([x], [x]), ([None, x], [x]), ([first, first], [x]), ([first], [first[:1]]), ([first], [x, first.T]),
             ([first], [of_a_view]), ([first], [np.frombuffer(bytes(8))]), ([first[:1]], [x]), ([first.view()], [x]),
-            ([read_only], [x]), ([np.zeros((2, 2), order="F")], [x]), ([np.ndarray((2, 2), strides=(8, 8))], [x]),
+            ([read_only], [x]), ([np.ndarray((2, 2), strides=(8, 8))], [x]),
         ):  # fmt: skip
             assert not numpy_backend.can_fill(buffers, operands)

@@ -324,10 +324,30 @@ def test_nested_tensors_are_refused_with_what_fits(layout: torch.layout) -> None
         "W": lambda: AffineLayer(nested),
         "out": lambda: affine(x, W, out=nested),
         "x_dot": lambda: affine_jvp((x, W), (nested, None)),
+        "x beside another library": lambda: affine(nested, np.ones((3, 2))),
+        "x beside a list": lambda: affine(nested, [[1.0]]),
+        "W beside a list": lambda: affine([[1.0]], nested),
+        "x without W": lambda: affine(nested, None),
     }.items():
         with pytest.raises(TypeError, match=r"nested tensor\. Pass the rows of all its samples, torch\.cat\("):
             call()
         assert affine(torch.cat(nested.unbind()), W).shape == (6, 3), name
+    for call in (
+        lambda: affine(nested, W, n_batch_axes=True),
+        lambda: affine(np.ones((6, 3)), np.ones((3, 3)), out=nested),
+    ):
+        with pytest.raises(TypeError, match=r" is a nested tensor of torch\.float32"):
+            call()
+
+
+def test_gradient_whose_elements_share_memory_is_not_added_to_in_place() -> None:
+    layer = AffineLayer(torch.ones(3, 4), torch.ones(4))
+    for _ in range(2):
+        layer.forward(torch.ones(2, 3))
+        layer.db = torch.ones(1).expand(4)
+        layer.backward(torch.ones(2, 4), accumulate=True)
+    assert layer.dW.tolist() == [[4] * 4] * 3
+    assert layer.db.tolist() == [3] * 4
 
 
 # Each case runs in a fork of a process that has imported torch and xaffine and has called nothing of xaffine.

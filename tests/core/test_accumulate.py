@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ from hypothesis import given
 from tests.helpers import case_on, layer_of_ones
 from xaffine import AffineLayer, backends
 from xaffine.backends import Backend
+from xaffine.layer import add
 from xaffine.testing import make_case
 from xaffine.testing.cases import Case
 from xaffine.testing.strategies import cases
@@ -144,3 +147,66 @@ def test_sum_of_halves_is_a_half_beside_one_in_float32(writable: bool) -> None:
     layer.backward(x, accumulate=True)
     assert (layer.dW.dtype, layer.dW.tolist()) == (np.float16, [[4]])
     assert {wide.dtype for wide in layer._wide_sums()} == {np.dtype("float32")}
+
+
+@pytest.mark.parametrize("other", ["None", "float32"])
+def test_sum_that_another_gradient_replaced_is_forgotten(numpy_backend: Backend, other: str) -> None:
+    layer, x = layer_of_ones(numpy_backend, None, "float16", N=2)
+    layer.dW = buffer = np.zeros((1, 1), np.float16)
+    layer.backward(x, accumulate=True)
+    layer.backward(x, accumulate=True)
+    layer.dW = None if other == "None" else np.zeros((1, 1), np.float32)
+    layer.backward(x, accumulate=True)
+    reference = weakref.ref(buffer)
+    buffer[...] = 0
+    layer.dW = buffer
+    layer.backward(x, accumulate=True)
+    assert layer.dW.tolist() == [[2]]
+    layer.dW = None
+    layer.backward(x, accumulate=True)
+    del buffer
+    gc.collect()
+    assert reference() is None
+
+
+def test_sum_that_is_not_wanted_goes_on(numpy_backend: Backend) -> None:
+    layer, x = layer_of_ones(numpy_backend, None, "float16", N=1)
+    layer.dW = np.full((1, 1), 2048, np.float16)
+    for _ in range(16):  # 2048 + 1 is 2048
+        layer.backward(x, accumulate=True, wrt="W")
+        layer.backward(x, accumulate=True, wrt="b")
+    assert (layer.dW.tolist(), layer.db.tolist()) == ([[2064]], [16])
+
+
+def test_failure_of_the_second_sum_leaves_that_of_the_first(
+    numpy_backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with arrays that cannot be changed in place, of which one is on another device."""
+    layer, x = layer_of_ones(numpy_backend, None, "float16", N=1)
+    monkeypatch.setattr(type(numpy_backend), "adds_in_place", lambda *_: False)
+    layer.dW = np.full((1, 1), 2048, np.float16)
+    layer.backward(x, accumulate=True)
+    before, db = layer.dW, layer.db
+
+    def fail(*arguments: Any) -> Any:
+        if arguments[1] is db:
+            raise ValueError
+        return add(*arguments)
+
+    with monkeypatch.context() as context:
+        context.setattr("xaffine.layer.add", fail)
+        with pytest.raises(ValueError):  # noqa: PT011 - it has no words
+            layer.backward(x, accumulate=True)
+    assert layer.dW is before
+    layer.backward(x, accumulate=True)
+    assert layer.dW.tolist() == [[2050]]
+
+
+def test_elements_that_share_memory_are_not_added_to_in_place() -> None:
+    layer = AffineLayer(np.ones((3, 2)), np.ones(2))
+    layer.forward(np.ones((1, 3)))
+    memory = np.zeros(4)
+    layer.dW = np.lib.stride_tricks.as_strided(memory, (3, 2), (8, 8))
+    layer.backward(np.ones((1, 2)), accumulate=True)
+    assert layer.dW.tolist() == [[1, 1]] * 3
+    assert memory.tolist() == [0] * 4

@@ -153,6 +153,18 @@ def test_batch_axes_that_are_no_int(ones: Any, n_batch_axes: Any) -> None:
         affine(ones(2, 3), ones(3, 4), n_batch_axes=n_batch_axes)
 
 
+class Index:
+    """An integer of another type."""
+
+    def __index__(self) -> int:
+        return 1
+
+
+@pytest.mark.parametrize("n_batch_axes", [np.int64(1), np.uint8(1), np.asarray(1), Index()], ids=repr)
+def test_batch_axes_of_any_type_of_integer(ones: Any, n_batch_axes: Any) -> None:
+    assert affine(ones(2, 3, 1), ones(3, 4), n_batch_axes=n_batch_axes).shape == (2, 4)
+
+
 @pytest.mark.parametrize("shape", [(2, 5), (1, 4), (4,), (), (2, 4, 1), (3, 4)])
 def test_dy_of_another_shape(ones: Any, shape: Any) -> None:
     with pytest.raises(

@@ -14,6 +14,7 @@ import pytest
 
 from tests.helpers import assert_fills, case_on, wrap_primitives
 from xaffine import AffineLayer, Gradients, affine, affine_backward, affine_vjp, backends
+from xaffine._checks import check, check_cotangent
 from xaffine.backends import Backend
 from xaffine.testing import make_case
 from xaffine.testing.cases import worst_error
@@ -465,3 +466,20 @@ def test_bias_may_be_wider_than_all_else() -> None:
     dx, dW, db = affine_backward(dy, x, W, np.ones(4, np.longdouble))
     assert (dx.dtype, dW.dtype, db.dtype) == (x.dtype, W.dtype, np.longdouble)
     assert db.tolist() == [2] * 4
+
+
+def test_buffers_that_are_none_are_no_buffers(backend: Backend, device: Any) -> None:
+    dy, x, W, b = case_on(make_case((2, 3), 4, seed=1), backend, device)
+    expected = affine_backward(dy, x, W, b)
+    for gradient, right in zip(affine_backward(dy, x, W, b, out=(None, None, None)), expected, strict=True):
+        assert np.array_equal(backend.to_numpy(gradient), backend.to_numpy(right))
+
+
+def test_type_of_the_bias_leaves_the_products_of_a_backward_alone() -> None:
+    class Subclass(np.ndarray):
+        pass
+
+    dy, x, W, b = np.ones((2, 4)), np.ones((2, 3)), np.ones((3, 4)), np.ones(4)
+    plans = [check_cotangent(check(x, W, bias, None), dy, x, W, bias) for bias in (b, b.view(Subclass))]
+    assert plans[0].product is plans[1].product
+    assert plans[0].sum_rows is plans[1].sum_rows

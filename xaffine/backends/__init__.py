@@ -12,7 +12,6 @@ beside this one, which is imported when the first array of the library comes.
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import importlib.util
 from typing import Any, Literal, TypeAlias
@@ -177,8 +176,9 @@ def _together(**operands: Any) -> tuple[Backend, Any, str]:
     """The one backend of some operands, their common dtype and its kind; an error that names what does not fit."""
     found: dict[str, Backend] = {}
     for name, operand in operands.items():
-        with contextlib.suppress(TypeError):
-            found[name] = backend_of(operand)
+        if (backend := _backend_or_none(operand)) is not None:
+            backend.check_operands(**{name: operand})
+            found[name] = backend
     first = next(iter(found.values()), None)
     library = "numpy" if first is None else first.namespace.removeprefix("array_api_compat.")
     if strangers := [name for name in operands if name not in found]:
@@ -201,8 +201,9 @@ def _together(**operands: Any) -> tuple[Backend, Any, str]:
             f"to_numpy and from_numpy of xaffine.backends.get(NAME) do"
         )
         raise TypeError(msg)
+    dtype, kind = first.common_dtype(**operands)
     first.check_operands(**operands)
-    return first, *first.common_dtype(**operands)
+    return first, dtype, kind
 
 
 def _describe(**operands: Any) -> str:
@@ -211,10 +212,17 @@ def _describe(**operands: Any) -> str:
 
 
 def _described(operand: Any) -> str:
-    try:
-        return backend_of(operand).describe(operand)
-    except TypeError:
+    backend = _backend_or_none(operand)
+    if backend is None:
         return repr(operand) if operand is None else f"a {type(operand).__module__}.{type(operand).__qualname__}"
+    return backend.describe(operand)
+
+
+def _backend_or_none(operand: Any) -> Backend | None:
+    try:
+        return backend_of(operand)
+    except TypeError:
+        return None
 
 
 def _of_namespace(namespace: str) -> Backend:

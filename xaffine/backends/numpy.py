@@ -49,9 +49,9 @@ class Numpy(Backend):
             (array,) = arrays
             return (array.dtype, array.shape) if type(array) is np.ndarray else None
         elif len(arrays) == 4:
-            dW, db, new_dW, new_db = arrays
-            if type(dW) is type(db) is type(new_dW) is type(new_db) is np.ndarray:
-                return dW.dtype, dW.shape, db.dtype, db.shape, new_dW.dtype, new_dW.shape, new_db.dtype, new_db.shape
+            x, W, b, dy = arrays
+            if type(x) is type(W) is type(b) is type(dy) is np.ndarray:
+                return x.dtype, x.shape, W.dtype, W.shape, b.dtype, b.shape, dy.dtype, dy.shape
         parts: list[Any] = []
         for array in arrays:
             if type(array) is np.ndarray:
@@ -84,7 +84,7 @@ class Numpy(Backend):
             if buffer is None:
                 continue
             flags = buffer.flags
-            if not (flags.carray and flags.owndata) or id(buffer) in owners:
+            if not (flags.forc and flags.writeable and flags.owndata) or id(buffer) in owners:
                 return False
             owners.append(id(buffer))
         return True
@@ -97,6 +97,14 @@ class Numpy(Backend):
         """Its addresses."""
         address, contiguous = array.__array_interface__["data"][0], array.flags.c_contiguous
         return Memory(address, array.shape, array.strides, array.itemsize, contiguous=contiguous)
+
+    def share_memory(self, first: ndarray, second: ndarray) -> bool:
+        """As NumPy finds it, in a tenth of the time."""
+        return bool(np.shares_memory(first, second))
+
+    def adds_in_place(self, array: ndarray) -> bool:
+        """Look at the flags first."""
+        return array.flags.writeable and (array.flags.forc or not self.overlaps_itself(array))
 
     def readable(self, matrix: ndarray) -> ndarray:
         """A memory map as an array, since the product of two maps would be a map of no file."""

@@ -451,6 +451,11 @@ class Backend:
         """Whether the library follows what is done with an array, to differentiate it."""
         return False
 
+    def adds_in_place(self, array: Array) -> bool:
+        """Whether something can be added to an array where it lies."""
+        is_writable = self.why_not_writable(array) is None and not self.is_recorded(array)
+        return is_writable and not self.overlaps_itself(array)
+
     def detached(self, array: Array) -> Array:
         """The values of an array, in the same memory, without what the library recorded of it."""
         return array

@@ -102,6 +102,10 @@ class Torch(Backend):
                 raise TypeError(msg)
         super().check_operands(**operands)
 
+    def describe(self, array: Tensor) -> str:
+        """Of a nested tensor without its shape."""
+        return f"a nested tensor of {array.dtype}" if array.is_nested else super().describe(array)
+
     def device_of(self, array: Tensor) -> Any:
         """The device; of a DTensor its mesh."""
         return getattr(array, "device_mesh", None) or array.device
@@ -134,6 +138,12 @@ class Torch(Backend):
     def reshape(self, array: Tensor, shape: tuple[int, ...]) -> Tensor:
         """All extents are known."""
         return array.reshape(shape)
+
+    def overlaps_itself(self, array: Tensor) -> bool:
+        """Not while a compiler traces, which sees no addresses."""
+        if torch.compiler.is_compiling() or array.is_contiguous():
+            return False
+        return super().overlaps_itself(array)
 
     def is_recorded(self, array: Tensor) -> bool:
         """Whether autograd or a transform of ``torch.func`` follows what is done with a tensor."""
