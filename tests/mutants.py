@@ -39,7 +39,7 @@ TESTS = {
     "backends/__init__": [*BACKENDS, "backends/test_registry.py"],
     "backends/_memory": [*BACKENDS, "backends/test_memory.py"],
     "backends/standard": [*BACKENDS, "backends/test_registry.py", "core/test_shapes.py"],
-    "backends/numpy": BACKENDS,
+    "backends/numpy": [*BACKENDS, "backends/test_memory.py"],
 }
 # Slow tests, of what is not mutated or of how much memory a result takes, which other tests check the value of; and
 # those with compilers, which cannot trace what mutmut puts around functions.

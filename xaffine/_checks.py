@@ -8,10 +8,10 @@ from __future__ import annotations
 import contextlib
 import operator
 from collections.abc import Callable, Iterable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from xaffine._shapes import matrix_shape, shapes_differ, size
-from xaffine.backends import _BY_TYPE, _backend_or_none, _describe, _together, backend_of
+from xaffine.backends import _BY_TYPE, _backend_or_none, _describe, _together
 from xaffine.backends.standard import Array, Backend, is_known, shape_text
 
 __all__ = [
@@ -61,7 +61,7 @@ class Plan(NamedTuple):
 def _unpickled(*fields: Any) -> Plan:
     """The one plan of these fields, so that a library compiles its steps once."""
     plan = Plan._make((*fields, {}))
-    plans, key = plan.backend.plans, ("unpickled", fields)
+    plans, key = plan.backend.plans, (_unpickled, fields)
     known: Plan | None = plans.get(key)
     return _remember(plans, key, plan) if known is None else known
 
@@ -208,8 +208,8 @@ def check_tangents(
     The plan that is returned computes in the common dtype of all. Raises as `check` does; ValueError too for one that
     goes with no bias.
     """
-    signature = plan.backend.signature(*tangents) if dy is None else plan.backend.signature(dy, *tangents)
-    key = None if signature is None else ("tangents", signature)
+    signature = plan.backend.signature(*tangents)
+    key = None if signature is None else (_plan_with_tangents, signature)
     known: Plan | None = plan.derived.get(key)
     if known is not None:
         return known
@@ -262,7 +262,7 @@ def _wanted(wrt: Any, b: Array | None) -> tuple[str, ...]:
 
 def check_out(plan: Plan, out: Array, x: Array, W: Array, b: Array | None) -> None:
     """Check a buffer for y, and that it lies apart from the operands; raises as `check_outs` does."""
-    key = "out", plan.backend.signature(out)
+    key = check_out, plan.backend.signature(out)
     if key in plan.derived and plan.backend.can_fill((out,), (x, W, b)):
         return
     _check_buffer(plan, "out", out, x, plan.y_shape, plan.dtype)
@@ -280,7 +280,7 @@ def check_outs(plan: Plan, out: Any, dy: Array, x: Array, W: Array, b: Array | N
         Another shape or device; a buffer for what is not computed; two arrays, or elements of one buffer, share memory.
     """
     check_tuple("out", out, (3,), "(dx, dW, db), with None where a new array is wanted")
-    key = "outs", plan.backend.signature(*out)
+    key = check_outs, plan.backend.signature(*out)
     if key in plan.derived and plan.backend.can_fill(out, (dy, x, W, b)):
         return
     buffers = {}
@@ -367,6 +367,9 @@ def _check_apart(plan: Plan, key: Any, buffers: dict[str, Array], **operands: Ar
         plan.derived[key] = True
 
 
+_Pair: TypeAlias = tuple[Array | None, Array | None]
+
+
 class SumPlan(NamedTuple):
     """How to add gradients to those that are there. It holds no array."""
 
@@ -379,8 +382,8 @@ class SumPlan(NamedTuple):
     """Steps that are compiled for it."""
 
 
-def check_sums(old: tuple[Array | None, Array | None], new: tuple[Array | None, Array | None]) -> SumPlan:
-    """Check that new gradients by W and b, of which one may be None, can be added to those that are there.
+def check_sums(backend: Backend, old: _Pair, new: _Pair) -> SumPlan:
+    """Check that new gradients by W and b, or one of them, can be added to those that are there.
 
     Raises
     ------
@@ -389,19 +392,15 @@ def check_sums(old: tuple[Array | None, Array | None], new: tuple[Array | None, 
     ValueError
         Shapes or devices that differ.
     """
-    backend = _BY_TYPE.get(type(new[1] if new[0] is None else new[0]))
-    signature = None if backend is None else backend.signature(*old, *new)
-    if backend is None or signature is None:
-        return _sum_plan(old, new)
-    key = "sums", signature
-    plan: SumPlan | None = backend.plans.get(key)
-    return plan or _remembered(backend, backend.plans, key, _sum_plan, old, new)
+    signature = backend.signature(*old, *new)
+    key = None if signature is None else (_sum_plan, signature)
+    known: SumPlan | None = backend.plans.get(key)
+    return known or _remembered(backend, backend.plans, key, _sum_plan, backend, old, new)
 
 
-def _sum_plan(old: tuple[Array | None, Array | None], new: tuple[Array | None, Array | None]) -> SumPlan:
-    backend = backend_of(new[1] if new[0] is None else new[0])
+def _sum_plan(backend: Backend, old: _Pair, new: _Pair) -> SumPlan:
     casts = widens = False
-    for name, array, term in zip(("dW", "db"), old, new, strict=True):
+    for name, array, term in (("dW", old[0], new[0]), ("db", old[1], new[1])):
         if array is None or term is None:
             continue
         named = {f"the {name} that is there": array, f"the new {name}": term}

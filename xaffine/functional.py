@@ -305,7 +305,7 @@ def unpack_operands(name: str, arrays: tuple[Array | None, ...]) -> tuple[Array 
     if type(arrays) is tuple and len(arrays) == 3:  # as most are, which spares a call
         return arrays
     check_tuple(name, arrays, (2, 3), "of two or three, for x, W and b")
-    return arrays if len(arrays) == 3 else (*arrays, None)
+    return (*arrays, None)[:3]
 
 
 def results(*splits: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -234,7 +234,7 @@ class AffineLayer:
         dx, dW, db = checked_backward(plan, x, W, b, dy, None, wrt)
         if dW is None and db is None:
             return dx
-        sums = check_sums((self.dW, self.db), (dW, db))  # both before one is stored
+        sums = check_sums(plan.backend, (self.dW, self.db), (dW, db))  # both before one is stored
         dW, wide_dW = self._sum(sums, "dW", self.dW, dW)
         db, wide_db = self._sum(sums, "db", self.db, db)
         self.dW, self.db = dW, db

@@ -8,7 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from xaffine.backends import get
 from xaffine.backends._memory import Memory, are_apart
+
+memory_of = get("numpy").memory_of
 
 
 def views(memory: Any) -> list[Any]:
@@ -20,11 +23,6 @@ def views(memory: Any) -> list[Any]:
         memory[7:8].reshape(()), np.broadcast_to(memory[7:8], (3, 2)), np.broadcast_to(memory[47:], (3, 1)),
         np.lib.stride_tricks.sliding_window_view(memory[:9], 4), memory[:24].reshape(2, 3, 4).transpose(2, 0, 1),
     ]  # fmt: skip
-
-
-def memory_of(array: Any) -> Memory:
-    contiguous = array.flags.c_contiguous
-    return Memory(array.ctypes.data, array.shape, array.strides, array.itemsize, contiguous=contiguous)
 
 
 PLACE = np.zeros(48, "f")

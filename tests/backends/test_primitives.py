@@ -412,12 +412,12 @@ class TestArraysOfNumPy:
         signature = numpy_backend.signature
         arrays = [np.ones((i, 2), dtype) for i, dtype in zip(range(count), "fdeFD", strict=False)]
         assert signature(*arrays) == tuple(part for array in arrays for part in (array.dtype, array.shape))
-        assert signature(*(array.view(OfUsers) for array in arrays)) is None
-        for i, array in enumerate(arrays):
+        for kinds in itertools.product([np.ndarray, OfUsers], repeat=count):
+            some = [array.view(kind) for array, kind in zip(arrays, kinds, strict=True)]
+            assert (signature(*some) is None) == (OfUsers in kinds)
+        for i in range(count if count > 1 else 0):
             before, after = arrays[:i], arrays[i + 1 :]
-            assert signature(*before, array.view(OfUsers), *after) is None
-            if count > 1:
-                assert signature(*before, None, *after) == (*signature(*before), None, *signature(*after))
+            assert signature(*before, None, *after) == (*signature(*before), None, *signature(*after))
 
     def test_device_is_the_one_that_there_is(self, numpy_backend: Backend) -> None:
         assert [numpy_backend.device_of(np.ones(1))] == numpy_backend.devices
@@ -453,3 +453,11 @@ class TestArraysOfNumPy:
             ([read_only], [x]), ([np.ndarray((2, 2), strides=(8, 8))], [x]),
         ):  # fmt: skip
             assert not numpy_backend.can_fill(buffers, operands)
+
+    def test_arrays_that_are_added_to_in_place_can_be_written_and_overlap_nowhere(self, numpy_backend: Backend) -> None:
+        read_only, memory = np.zeros((2, 2)), np.zeros(7)
+        read_only.flags.writeable = False
+        for array in (memory, np.zeros((2, 2), order="F"), np.zeros((4, 4))[::2, ::2]):
+            assert numpy_backend.adds_in_place(array)
+        for array in (read_only, np.lib.stride_tricks.as_strided(memory, (4, 4), (8, 8))):
+            assert not numpy_backend.adds_in_place(array)

@@ -160,7 +160,9 @@ class Index:
         return 1
 
 
-@pytest.mark.parametrize("n_batch_axes", [np.int64(1), np.uint8(1), np.asarray(1), Index()], ids=repr)
+@pytest.mark.parametrize(
+    "n_batch_axes", [np.int64(1), np.uint8(1), np.asarray(1), Index()], ids=lambda axes: type(axes).__name__
+)
 def test_batch_axes_of_any_type_of_integer(ones: Any, n_batch_axes: Any) -> None:
     assert affine(ones(2, 3, 1), ones(3, 4), n_batch_axes=n_batch_axes).shape == (2, 4)
 

@@ -483,3 +483,11 @@ def test_type_of_the_bias_leaves_the_products_of_a_backward_alone() -> None:
     plans = [check_cotangent(check(x, W, bias, None), dy, x, W, bias) for bias in (b, b.view(Subclass))]
     assert plans[0].product is plans[1].product
     assert plans[0].sum_rows is plans[1].sum_rows
+
+
+def test_buffer_of_a_vjp_is_filled() -> None:
+    out = np.zeros((2, 4))
+    y, vjp = affine_vjp(np.ones((2, 3)), np.ones((3, 4)), out=out)
+    assert y is out
+    assert out.tolist() == [[3] * 4] * 2
+    assert vjp(out).dW.tolist() == [[6] * 4] * 3

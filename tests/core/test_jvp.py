@@ -162,3 +162,16 @@ def test_y_is_that_of_affine_to_the_last_bit_along_wider_directions() -> None:
     y, y_dot = affine_jvp(primals, tuple(primal.astype(float) for primal in primals))
     assert y.dtype == y_dot.dtype == np.float32
     assert y.tobytes() == affine(*primals).tobytes()
+
+
+def test_primals_are_checked_as_in_a_forward(ones: Any) -> None:
+    with pytest.raises(ValueError, match=r"b must have the shape \(m,\) = \(4,\)"):
+        affine_jvp((ones(2, 3), ones(3, 4), ones(3)), (None, None, None))
+
+
+def test_named_tuples_are_tuples_of_three(ones: Any) -> None:
+    dy, x, W, b = ones(2, 4), ones(2, 3), ones(3, 4), ones(4)
+    gradients = affine_backward(dy, x, W, b)
+    _, y_dot = affine_jvp((x, W, b), gradients)
+    _, expected = affine_jvp((x, W, b), tuple(gradients))
+    assert (y_dot == expected).all()

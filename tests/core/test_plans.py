@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xaffine import AffineLayer, _checks, affine, affine_backward, affine_jvp, affine_vjp
-from xaffine.backends import Backend
+from xaffine import AffineLayer, _checks, affine, affine_backward, affine_jvp, affine_vjp, backends
+from xaffine.backends import Backend, numpy
 from xaffine.curvature import affine_double_backward, kronecker_factors
 from xaffine.per_sample import clipped_gradients, per_sample_gradient_norms, per_sample_gradients
 
@@ -68,7 +68,7 @@ def calls(draw: st.DrawFn) -> Any:
 
 @given(st.lists(calls(), min_size=2, max_size=8))
 def test_what_is_remembered_is_what_the_checks_find(some: list[Any]) -> None:
-    backend = _checks.backend_of(np.ones(1))
+    backend = backends.backend_of(np.ones(1))
     expected = []
     for call in some:
         backend.plans.clear()
@@ -97,8 +97,10 @@ def test_operands_of_one_signature_are_checked_once(plans: Any, monkeypatch: pyt
         layer.W, layer.b, layer.n_batch_axes, layer._sums = W, b, None, {}
         layer.forward(x)
         layer.backward(dy)
-        layer.backward(dy, accumulate=True)
+        for wrt in (("x", "W", "b"), "W", "b"):
+            layer.backward(dy, accumulate=True, wrt=wrt)
         affine_backward(dy, x, W, b, wrt="W", n_batch_axes=1)
+        affine(x, W.astype(float), b)
         affine_jvp((x, W, b), (x, None, b))
         affine_double_backward((x, None, b), dy, x, W, b)
         kronecker_factors(dy, x, W, b)
@@ -203,3 +205,127 @@ def test_tangents_are_checked_once_for_each_signature(monkeypatch: pytest.Monkey
 
 def test_backend_that_cannot_tell_at_once_looks_closer_at_every_buffer() -> None:
     assert not Backend("of whose memory nothing is known").can_fill([np.zeros(2)], [np.zeros(2)])
+
+
+class OfUsers(np.ndarray):
+    """Arrays without a signature."""
+
+
+def test_arrays_without_a_signature_are_looked_at_each_time() -> None:
+    dy, x, W, b = (np.ones(shape).view(OfUsers) for shape in ((2, 4), (2, 3), (3, 4), (4,)))
+    plan = _checks.check(np.ones((2, 3)), np.ones((3, 4)), np.ones(4), None)
+    layer = AffineLayer(np.ones((3, 4)), np.ones(4))
+    layer.forward(np.ones((2, 3)))
+    layer.backward(np.ones((2, 4)))
+
+    def add(dW: Any) -> None:
+        layer.dW = dW
+        layer.backward(np.ones((2, 4)), accumulate=True, wrt="W")
+
+    for call, right, wrong in (
+        (lambda dy: _checks.check_cotangent(plan, dy, x, W, b), dy, dy[:1]),
+        (lambda dy: _checks.check_cotangent(plan, dy, x, W, b, "W"), dy, dy[:1]),
+        (lambda W_dot: affine_jvp((x, W), (None, W_dot)), W, W[:1]),
+        (lambda out: affine(np.ones((2, 3)), np.ones((3, 4)), out=out), dy, dy[:1]),
+        (add, W.copy(), W[:1].copy()),
+    ):
+        call(right)
+        with pytest.raises(ValueError, match="shape"):
+            call(wrong)
+
+
+def test_sums_are_looked_at_where_only_the_new_gradient_differs() -> None:
+    layer = AffineLayer(np.ones((3, 4)), np.ones(4))
+    for x in (np.ones((2, 3)), np.ones((2, 3)), np.ones((2, 1))):
+        layer.W = np.ones((x.shape[1], 4))
+        layer.forward(x)
+        if x.shape[1] == 3:
+            layer.backward(np.ones((2, 4)), accumulate=True)
+    with pytest.raises(ValueError, match=r"the dW that is there is float64 \(3, 4\).*the new dW is float64 \(1, 4\)"):
+        layer.backward(np.ones((2, 4)), accumulate=True)
+    layer.dW, layer.db = None, np.ones(3)
+    with pytest.raises(ValueError, match=r"the db that is there is .*the new db is .*Set layer\.db = None first"):
+        layer.backward(np.ones((2, 4)), accumulate=True)
+
+
+def test_plan_says_how_to_compute() -> None:
+    x, W, b, dy = np.ones((2, 3), "f"), np.ones((3, 4), "f"), np.ones(4, "f"), np.ones((2, 4), "f")
+    few, many = ((numpy.BACKEND.primitives(x, W, b, extents=(N, 3, 4))) for N in (2, 9999))
+    assert few != many
+    plan = _checks.check(x, W, b, None)
+    with_dy = _checks.check_cotangent(plan, dy, x, W, b)
+    with_tangents = _checks.check_tangents(plan, ("x_dot", "W_dot", "b_dot"), (x, None, b), x, W, b)
+    for each in (plan, with_dy, with_tangents):
+        assert (each.dtype, each.y_dtype, each.kind, each.n_batch_axes) == (np.float32, np.float32, "real floating", 1)
+        assert (each.y_shape, each.extents, each.x_matrix, each.y_matrix) == ((2, 4), (2, 3, 4), None, None)
+        assert (each.casts, each.plain, each.wanted) == (False, True, ("x", "W", "b"))
+        assert (each.product, each.sum_rows) == few
+    assert len({id(each.derived) for each in (plan, with_dy, with_tangents)}) == 3
+
+    wide = _checks.check(x.astype("d"), W, b, None)
+    with_wide_dy = _checks.check_cotangent(plan, dy.astype("d"), x, W, b)
+    with_wide_tangent = _checks.check_tangents(plan, ("x_dot", "W_dot", "b_dot"), (None, W.astype("d"), None), x, W, b)
+    for each in (wide, with_wide_dy, with_wide_tangent):
+        assert (each.dtype, each.casts, each.plain) == (np.float64, True, False)
+    assert [each.y_dtype for each in (wide, with_wide_dy, with_wide_tangent)] == [np.float64, np.float32, np.float32]
+
+    tensor, dy_of_all = np.ones((9999, 3, 1), "f"), np.ones((9999, 4), "f")
+    plan = _checks.check(tensor, W, b, None)
+    with_dy = _checks.check_cotangent(plan, dy_of_all, tensor, W, b)
+    vector = _checks.check(np.ones(3, "f"), W, None, None)
+    for each in (plan, with_dy):
+        assert (each.x_matrix, each.y_matrix, each.casts, each.plain) == ((9999, 3), None, False, False)
+        assert (each.product, each.sum_rows) == many
+    assert (vector.x_matrix, vector.y_matrix, vector.plain, vector.wanted) == ((1, 3), (1, 4), False, ("x", "W"))
+    steps = _checks.check(np.ones((2, 3, 3), "f"), W, b, 2)
+    assert (steps.x_matrix, steps.y_matrix, steps.plain) == ((6, 3), (6, 4), False)
+
+
+def test_matrices_that_products_cannot_read_are_not_taken_as_they_are(
+    monkeypatch: pytest.MonkeyPatch, plans: Any, numpy_backend: Backend
+) -> None:
+    """As those of CuPy with gaps."""
+    x, W, dy = np.ones((2, 3)), np.ones((3, 4)), np.ones((2, 4))
+    for unreadable in (x, W, dy):
+        plans.clear()
+        monkeypatch.setattr(type(numpy_backend), "is_readable", lambda _, array, other=unreadable: array is not other)
+        plan = _checks.check_cotangent(_checks.check(x, W, None, None), dy, x, W, None)
+        assert (plan.casts, plan.plain) == (True, False)
+
+
+def test_plan_of_sums_says_what_is_cast_and_what_is_kept_beside_them(numpy_backend: Backend) -> None:
+    half, single, double = (np.ones(4, dtype) for dtype in ("e", "f", "d"))
+    for old, new, casts, widens in (
+        ((single, single), (single, single), False, False),
+        ((single, None), (double, single), True, False),
+        ((None, double), (single, single), True, False),
+        ((double, single), (single, single), True, False),
+        ((half, single), (half, single), False, True),
+        ((single, half), (single, half), False, True),
+        ((half, None), (None, half), False, False),
+    ):
+        plan = _checks.check_sums(numpy_backend, old, new)
+        assert (plan.backend, plan.casts, plan.widens, plan.derived) == (numpy_backend, casts, widens, {})
+
+
+def test_plan_of_mixed_dtypes_belongs_to_one_way_to_promote(
+    monkeypatch: pytest.MonkeyPatch, plans: Any, numpy_backend: Backend
+) -> None:
+    """As with JAX, where options change it."""
+    x, W = np.ones((2, 3), "f"), np.ones((3, 4), "f")
+    of_one, mixed = (lambda: _checks.check(x, W, None, None)), (lambda: _checks.check(x, W.astype("d"), None, None))
+    found: dict[str, Any] = {}
+    for way in ("first", "second", "first"):
+        monkeypatch.setattr(type(numpy_backend), "promotion", lambda _, way=way: way)
+        assert of_one() is found.setdefault("of one", of_one())
+        assert mixed() is found.setdefault(way, mixed())
+    assert found["first"] is not found["second"]
+    assert len(plans) == 3
+
+
+def test_unpickled_vjps_share_one_plan() -> None:
+    dy, x, W = np.ones((2, 4)), np.ones((2, 3)), np.ones((3, 4))
+    first, second = (pickle.loads(pickle.dumps(affine_vjp(x, W)[1])) for _ in range(2))  # noqa: S301 - our own
+    assert first.args[0] is second.args[0]
+    assert first(dy).dW.tolist() == [[2] * 4] * 3
+    assert pickle.loads(pickle.dumps(affine_vjp(x[:1], W)[1])).args[0] is not first.args[0]  # noqa: S301 - our own

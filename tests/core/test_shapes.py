@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from xaffine import _checks
+from xaffine import _checks, backends
 from xaffine._shapes import matrix_shape, shapes_differ, size
 from xaffine.backends import Backend
 
@@ -96,8 +96,8 @@ def test_an_unknown_extent_fits_every_other(unknown: Any) -> None:
 def test_reason_why_an_array_is_no_operand_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """As torch has one for nested tensors."""
     x, W, b, dy = np.ones((2, 3)), np.ones((3, 4)), np.ones(4), np.ones((2, 4))
-    kind, refused = type(_checks.backend_of(W)), []
-    monkeypatch.setattr(_checks.backend_of(x), "plans", {})
+    kind, refused = type(backends.backend_of(W)), []
+    monkeypatch.setattr(backends.backend_of(x), "plans", {})
 
     def check_operands(_: Any, **operands: Any) -> None:
         for name, array in operands.items():
@@ -106,7 +106,7 @@ def test_reason_why_an_array_is_no_operand_is_passed_on(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(kind, "check_operands", check_operands)
     plan = _checks.check(x, W, b, None)
-    _checks.backend_of(x).plans.clear()
+    backends.backend_of(x).plans.clear()
     for name, array in {"x": x, "W": W, "b": b}.items():
         refused[:] = [array]
         with pytest.raises(TypeError, match=f"^not {name}$"):
@@ -128,7 +128,7 @@ def test_why_dtypes_do_not_promote_is_passed_on(monkeypatch: pytest.MonkeyPatch)
         raise TypeError("not these\n  two")
 
     x, W = np.ones((2, 3), "float32"), np.ones((3, 4))
-    backend = _checks.backend_of(x)
+    backend = backends.backend_of(x)
     monkeypatch.setattr(backend, "plans", {})
     monkeypatch.setattr(type(backend), "promote", promote)
     with pytest.raises(TypeError, match=r"no common dtype of the same kind .* \(not these two\)\. Cast"):

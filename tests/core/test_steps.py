@@ -200,3 +200,12 @@ def test_tangents_and_cotangents_are_handed_to_the_step_by_their_names(runs: Run
     names = [("x_dot", "W_dot", "b_dot"), ("by_dx", "by_dW", "by_db"), ("x_dot", "W_dot", "b_dot")]
     for named, three in zip(runs.handed, names, strict=False):
         assert [named[name] is array for name, array in zip(three, (for_x, for_W, for_b), strict=True)] == [True] * 3
+
+
+def test_steps_say_what_their_results_are_laid_out_like() -> None:
+    said = {name: getattr(module, name).results for module, names in STEPS.items() for name in names - {"add"}}
+    assert said == {
+        "forward": ("y",), "backward": ("x", "W", "b"), "jvp": ("y", "y"),
+        "double_backward": ("dy", "x", "W"), "tangent": ("y",), "second_moments": ("", ""),
+        "gradients_of_each": ("samples W", "samples b"), "norms_of_each": ("samples",), "clipped_sums": ("", "W", "b"),
+    }  # fmt: skip

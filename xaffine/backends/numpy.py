@@ -128,8 +128,6 @@ class Numpy(Backend):
 
     def product(self, a: ndarray, c: ndarray, bias: ndarray | None = None, out: ndarray | None = None) -> ndarray:
         """By blocks of rows if a is tall, by blocks of terms if there are many of them, both for a small c."""
-        if len(a) <= _TALL >= len(c):
-            return _product(a, c, bias, out)
         if len(a) > _TALL and c.size <= _SMALL and a.dtype in _WIDE:
             return _tall_product(a, c, bias, out)
         if len(c) > _TALL and len(a) * c.shape[1] <= _SMALL and a.dtype in _WIDE:
