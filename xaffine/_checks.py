@@ -47,8 +47,6 @@ class Plan(NamedTuple):
     """N, n and m; None where they are not known yet."""
     casts: bool
     """Whether operands or results must be cast, or copied for the products to read them."""
-    plain: bool
-    """Whether the products take operands and give results as they are: nothing is cast or reshaped."""
     wanted: tuple[str, ...]
     """The operands whose gradients are wanted."""
     derived: dict[Any, Any]
@@ -137,13 +135,10 @@ def _plan(x: Array, W: Array, b: Array | None, n_batch_axes: int | None) -> Plan
     y_shape = (*x.shape[:k], m)
     extents = (size(x.shape[:k]), n, m)
     product, sum_rows = backend.primitives(x, W, b, extents=extents)
-    x_matrix, y_matrix = matrix_shape(x.shape, k), matrix_shape(y_shape, k)
-    casts = _must_cast(backend, dtype, x, W, b)
     return Plan(
         backend=backend, product=product, sum_rows=sum_rows, dtype=dtype, y_dtype=dtype, kind=kind, n_batch_axes=k,
-        y_shape=y_shape, x_matrix=x_matrix, y_matrix=y_matrix, extents=extents, casts=casts,
-        plain=x_matrix is None and y_matrix is None and not casts,
-        wanted=OPERANDS if b is not None else OPERANDS[:2], derived={},
+        y_shape=y_shape, x_matrix=matrix_shape(x.shape, k), y_matrix=matrix_shape(y_shape, k), extents=extents,
+        casts=_must_cast(backend, dtype, x, W, b), wanted=OPERANDS if b is not None else OPERANDS[:2], derived={},
     )  # fmt: skip
 
 
@@ -190,8 +185,7 @@ def _plan_of_all(plan: Plan, operands: dict[str, Array], multiplied: Iterable[Ar
     backend, dtype, _ = _together(**operands)
     product, sum_rows = backend.primitives(*multiplied, extents=plan.extents)
     casts = _must_cast(backend, dtype, *operands.values())
-    plain = plan.x_matrix is None and plan.y_matrix is None and not casts
-    return plan._replace(product=product, sum_rows=sum_rows, dtype=dtype, casts=casts, plain=plain, derived={})
+    return plan._replace(product=product, sum_rows=sum_rows, dtype=dtype, casts=casts, derived={})
 
 
 def check_tangents(

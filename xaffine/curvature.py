@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from xaffine._checks import check, check_cotangent, check_tangents, check_tuple
 from xaffine._shapes import size
 from xaffine.backends import Array, _describe
-from xaffine.functional import Gradients, affine_backward, matrix, restored, results, tangent_of, unpack_operands
+from xaffine.functional import Gradients, affine_backward, restored, results, tangent_of, unpack_operands
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -118,13 +118,13 @@ def double_backward(
     by_db: Array | None,
 ) -> SecondGradients:
     """By dy: ḡx W + x ḡW + ḡb; by x: dy ḡWᵀ; by W: ḡxᵀ dy."""
-    backend = plan.backend
+    backend, dtype = plan.backend, plan.dtype
     rows_of_x = x if plan.x_matrix is None else backend.reshape(x, plan.x_matrix)
-    rows = backend.aligned(matrix(plan, dy, plan.y_matrix), rows_of_x)
-    of_x = None if by_dW is None else plan.product(rows, backend.transposed(matrix(plan, by_dW)))
+    rows = backend.aligned(backend.as_matrix(dy, plan.y_matrix, dtype), rows_of_x)
+    of_x = None if by_dW is None else plan.product(rows, backend.transposed(backend.as_matrix(by_dW, None, dtype)))
     of_W = None
     if by_dx is not None:
-        of_W = plan.product(backend.transposed(matrix(plan, by_dx, plan.x_matrix)), rows)
+        of_W = plan.product(backend.transposed(backend.as_matrix(by_dx, plan.x_matrix, dtype)), rows)
     return SecondGradients(
         tangent_of(plan, x, W, by_dx, by_dW, by_db, dy.dtype),
         restored(plan, of_x, x, plan.x_matrix),

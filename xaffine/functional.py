@@ -324,12 +324,11 @@ _NO_BUFFERS = (None, None, None)
 @results("y")
 def forward(plan: Plan, x: Array, W: Array, b: Array | None, out: Array | None) -> Array:
     """y = x W + b."""
-    if plan.plain and out is None:
-        return plan.product(x, W, b)
     backend = plan.backend
-    x = matrix(plan, x, plan.x_matrix)
+    if plan.x_matrix is not None:
+        x = backend.reshape(x, plan.x_matrix)
     if plan.casts:
-        W = matrix(plan, W)
+        x, W = backend.as_matrix(x, None, plan.dtype), backend.as_matrix(W, None, plan.dtype)
         b = None if b is None else backend.cast(b, plan.dtype)
     buffer = None if out is None else backend.buffer(out, plan.y_matrix, plan.dtype)
     y = plan.product(x, W, b, buffer)
@@ -347,36 +346,29 @@ def backward(plan: Plan, dy: Array, x: Array, W: Array, b: Array | None, out: Ou
     """dx = dy Wᵀ, dW = xᵀ dy, db = Σ over the batch of dy."""
     backend, wanted = plan.backend, plan.wanted
     primals = x, W, b
-    if not plan.plain:
-        rows = x if plan.x_matrix is None else backend.reshape(x, plan.x_matrix)
-        dy = backend.aligned(matrix(plan, dy, plan.y_matrix), rows)
-        x = matrix(plan, rows) if "W" in wanted else rows
-        W = matrix(plan, W) if "x" in wanted else W
+    if plan.x_matrix is not None:
+        x = backend.reshape(x, plan.x_matrix)
+    if plan.y_matrix is not None:
+        dy = backend.reshape(dy, plan.y_matrix)
+    if plan.casts:
+        dy = backend.aligned(backend.as_matrix(dy, None, plan.dtype), x)
+        x = backend.as_matrix(x, None, plan.dtype) if "W" in wanted else x
+        W = backend.as_matrix(W, None, plan.dtype) if "x" in wanted else W
     buffers = _NO_BUFFERS if out is None else _buffers(plan, out)
     db = plan.sum_rows(dy, buffers[2]) if "b" in wanted else None  # (5)
     dW = plan.product(backend.transposed(x), dy, None, buffers[1]) if "W" in wanted else None  # (4)
     dx = plan.product(dy, backend.transposed(W), None, buffers[0]) if "x" in wanted else None  # (3)
     if out is not None and buffers is not _NO_BUFFERS:
         return out
-    if not plan.plain:
-        dx, dW, db = (
-            restored(plan, dx, primals[0], plan.x_matrix),
-            restored(plan, dW, primals[1]),
-            restored(plan, db, b),
-        )
+    if plan.casts or plan.x_matrix is not None:
+        x, W, b = primals
+        dx, dW, db = restored(plan, dx, x, plan.x_matrix), restored(plan, dW, W), restored(plan, db, b)
     if out is not None:
         dx, dW, db = (
             gradient if buffer is None else written(gradient, buffer)
             for gradient, buffer in zip((dx, dW, db), out, strict=True)
         )
     return dx, dW, db
-
-
-def matrix(plan: Plan, array: Array, shape: tuple[Any, ...] | None = None) -> Array:
-    """An array as the products take it: in the dtype of the plan, and in a shape, unless it is a matrix already."""
-    if plan.casts:
-        return plan.backend.as_matrix(array, shape, plan.dtype)
-    return array if shape is None else plan.backend.reshape(array, shape)
 
 
 def restored(
@@ -420,7 +412,8 @@ def tangent_of(
     backend = plan.backend
 
     def product(x: Array, W: Array, bias: Array | None = None) -> Array:
-        return plan.product(matrix(plan, x, plan.x_matrix), matrix(plan, W), bias)
+        factors = backend.as_matrix(x, plan.x_matrix, plan.dtype), backend.as_matrix(W, None, plan.dtype)
+        return plan.product(*factors, bias)
 
     bias = None if b_dot is None else backend.cast(b_dot, plan.dtype)
     if x_dot is not None and W_dot is not None:
@@ -430,6 +423,7 @@ def tangent_of(
     elif W_dot is not None:
         y_dot = product(x, W_dot, bias)
     else:  # a layer without features is its bias
-        y_dot = plan.product(matrix(plan, x, plan.x_matrix)[:, :0], matrix(plan, W[:0, :]), bias)
+        rows = backend.as_matrix(x, plan.x_matrix, plan.dtype)
+        y_dot = plan.product(rows[:, :0], backend.cast(W[:0, :], plan.dtype), bias)
     y_dot = backend.cast(y_dot, dtype)
     return y_dot if plan.y_matrix is None else backend.reshape(y_dot, plan.y_shape)

@@ -258,7 +258,7 @@ def test_plan_says_how_to_compute() -> None:
     for each in (plan, with_dy, with_tangents):
         assert (each.dtype, each.y_dtype, each.kind, each.n_batch_axes) == (np.float32, np.float32, "real floating", 1)
         assert (each.y_shape, each.extents, each.x_matrix, each.y_matrix) == ((2, 4), (2, 3, 4), None, None)
-        assert (each.casts, each.plain, each.wanted) == (False, True, ("x", "W", "b"))
+        assert (each.casts, each.wanted) == (False, ("x", "W", "b"))
         assert (each.product, each.sum_rows) == few
     assert len({id(each.derived) for each in (plan, with_dy, with_tangents)}) == 3
 
@@ -266,7 +266,7 @@ def test_plan_says_how_to_compute() -> None:
     with_wide_dy = _checks.check_cotangent(plan, dy.astype("d"), x, W, b)
     with_wide_tangent = _checks.check_tangents(plan, ("x_dot", "W_dot", "b_dot"), (None, W.astype("d"), None), x, W, b)
     for each in (wide, with_wide_dy, with_wide_tangent):
-        assert (each.dtype, each.casts, each.plain) == (np.float64, True, False)
+        assert (each.dtype, each.casts) == (np.float64, True)
     assert [each.y_dtype for each in (wide, with_wide_dy, with_wide_tangent)] == [np.float64, np.float32, np.float32]
 
     tensor, dy_of_all = np.ones((9999, 3, 1), "f"), np.ones((9999, 4), "f")
@@ -274,11 +274,11 @@ def test_plan_says_how_to_compute() -> None:
     with_dy = _checks.check_cotangent(plan, dy_of_all, tensor, W, b)
     vector = _checks.check(np.ones(3, "f"), W, None, None)
     for each in (plan, with_dy):
-        assert (each.x_matrix, each.y_matrix, each.casts, each.plain) == ((9999, 3), None, False, False)
+        assert (each.x_matrix, each.y_matrix, each.casts) == ((9999, 3), None, False)
         assert (each.product, each.sum_rows) == many
-    assert (vector.x_matrix, vector.y_matrix, vector.plain, vector.wanted) == ((1, 3), (1, 4), False, ("x", "W"))
+    assert (vector.x_matrix, vector.y_matrix, vector.wanted) == ((1, 3), (1, 4), ("x", "W"))
     steps = _checks.check(np.ones((2, 3, 3), "f"), W, b, 2)
-    assert (steps.x_matrix, steps.y_matrix, steps.plain) == ((6, 3), (6, 4), False)
+    assert (steps.x_matrix, steps.y_matrix) == ((6, 3), (6, 4))
 
 
 def test_matrices_that_products_cannot_read_are_not_taken_as_they_are(
@@ -290,7 +290,7 @@ def test_matrices_that_products_cannot_read_are_not_taken_as_they_are(
         plans.clear()
         monkeypatch.setattr(type(numpy_backend), "is_readable", lambda _, array, other=unreadable: array is not other)
         plan = _checks.check_cotangent(_checks.check(x, W, None, None), dy, x, W, None)
-        assert (plan.casts, plan.plain) == (True, False)
+        assert plan.casts
 
 
 def test_plan_of_sums_says_what_is_cast_and_what_is_kept_beside_them(numpy_backend: Backend) -> None:
