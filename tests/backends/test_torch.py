@@ -859,3 +859,10 @@ def test_extents_that_are_symbols_or_tensors_have_no_signature(backend: Any) -> 
     before = len(backend.plans)
     torch.jit.trace(function, (torch.ones(7, 3), torch.ones(3, 4)), check_trace=False)
     assert len(backend.plans) == before
+
+
+def test_batch_axes_may_be_a_tensor_of_an_integer_and_none_of_a_bool() -> None:
+    x, W = torch.ones(2, 3), torch.ones(3, 4)
+    assert affine(x, W, n_batch_axes=torch.tensor(1)).shape == (2, 4)
+    with pytest.raises(TypeError, match="n_batch_axes must be an int or None"):
+        affine(x, W, n_batch_axes=torch.tensor(True))

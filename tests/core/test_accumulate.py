@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import weakref
 from typing import Any
@@ -210,3 +211,16 @@ def test_elements_that_share_memory_are_not_added_to_in_place() -> None:
     layer.backward(np.ones((1, 2)), accumulate=True)
     assert layer.dW.tolist() == [[1, 1]] * 3
     assert memory.tolist() == [0] * 4
+
+
+def test_layer_can_be_copied_whatever_became_of_its_sums(numpy_backend: Backend) -> None:
+    layer, x = layer_of_ones(numpy_backend, None, "float16", N=1)
+    for _ in range(2):
+        layer.backward(x, accumulate=True)
+    layer.dW = np.full((1, 1), 5, np.float16)
+    new = copy.copy(layer)  # whose running sum is that of db alone
+    new.forward(x)
+    new.backward(x, accumulate=True)
+    assert (new.dW.tolist(), new.db.tolist()) == ([[6]], [3])
+    layer.backward(x)
+    assert copy.copy(layer).dW.tolist() == [[1]]
