@@ -36,9 +36,14 @@ TESTS = {
     "layer": [*CALLS, *(f"core/test_{name}.py" for name in ("layer", "layer_copies", "storage", "initializers"))],
     "curvature": ["core/test_curvature.py", "core/test_steps.py", "core/test_errors.py"],
     "per_sample": ["core/test_per_sample.py", "core/test_steps.py", "core/test_errors.py"],
-    "backends/__init__": [*BACKENDS, "backends/test_registry.py"],
+    "backends/__init__": [*BACKENDS, "backends/test_registry.py", "core/test_layer_copies.py", "core/test_errors.py"],
     "backends/_memory": [*BACKENDS, "backends/test_memory.py"],
-    "backends/standard": [*BACKENDS, "backends/test_registry.py", "core/test_shapes.py"],
+    "backends/standard": [
+        *BACKENDS,
+        "backends/test_registry.py",
+        "command/test_clock.py",
+        *(f"core/test_{name}.py" for name in ("shapes", "errors", "accumulate", "per_sample", "layer")),
+    ],
     "backends/numpy": [*BACKENDS, "backends/test_memory.py"],
 }
 # Slow tests, of what is not mutated or of how much memory a result takes, which other tests check the value of; and

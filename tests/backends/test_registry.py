@@ -217,3 +217,54 @@ class TestLibraryWithoutAFile:
         moved = backends.move(x, backends.get("numpy"), dtype="float64")
         assert (type(moved), moved.dtype, moved.tolist()) == (np.ndarray, np.float64, [[1] * 3] * 2)
         assert type(backends.move(moved, stranger)) is type(x)
+
+
+def test_bare_products_are_those_of_a_forward_and_of_a_backward(backend: Backend, ones: Any) -> None:
+    if backend.name not in ("numpy", "cupy", "torch", "jax"):
+        return  # which have no benchmark
+    x, W, dy = 2 * ones(2, 3), 3 * ones(3, 4), 5 * ones(2, 4)
+    forward, backward = backend.bare_products(x, W, dy)
+    for _ in range(2):
+        assert backend.to_numpy(forward()).tolist() == [[18] * 4] * 2
+        dx, dW = map(backend.to_numpy, backward())
+        assert (dx.tolist(), dW.tolist()) == ([[60] * 3] * 2, [[20] * 4] * 3)
+    if backend.name != "jax":  # whose results are new
+        assert forward() is forward()
+        assert backward()[0] is backward()[0]
+        assert backward()[1] is backward()[1]
+
+
+class TestStopwatch:
+    def test_is_the_clock_of_the_host_by_default(self, numpy_backend: Backend) -> None:
+        name, mark, between, flush = numpy_backend.stopwatch("cpu")
+        start = mark()
+        assert (name, between(start, start + 2.5), flush) == ("host", 2.5, None)
+        assert mark() >= start
+
+    def test_by_events_reads_them_and_empties_the_caches(
+        self, numpy_backend: Backend, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        made: list[Any] = []
+        written: list[Any] = []
+        zeros = numpy_backend.xp.zeros
+
+        def event() -> Any:
+            made.append(mock.Mock())
+            return made[-1]
+
+        def buffer(shape: int, *, dtype: Any, device: Any) -> Any:
+            assert (shape, dtype, device) == (256 << 20, numpy_backend.xp.uint8, "cpu")
+            written.append(zeros(8, dtype=dtype))
+            return written[-1]
+
+        monkeypatch.setattr(numpy_backend.xp, "zeros", buffer)
+        monkeypatch.setattr(type(numpy_backend), "wait", lambda _, array: written.append(array.tolist()))
+        name, mark, between, flush = numpy_backend._by_events(
+            "cpu", event, lambda start, end: 1500 * (end is not start)
+        )
+        first, second = mark(), mark()
+        assert (name, between(first, second)) == ("device events", 1.5)
+        assert [each.record.call_count for each in made] == [1, 1]
+        assert [each.synchronize.call_count for each in made] == [0, 1]
+        flush()
+        assert written[1:] == [[1] * 8]
