@@ -866,3 +866,14 @@ def test_batch_axes_may_be_a_tensor_of_an_integer_and_none_of_a_bool() -> None:
     assert affine(x, W, n_batch_axes=torch.tensor(1)).shape == (2, 4)
     with pytest.raises(TypeError, match="n_batch_axes must be an int or None"):
         affine(x, W, n_batch_axes=torch.tensor(True))
+
+
+def test_buffer_of_inference_mode_is_refused_where_its_signature_is_known() -> None:
+    x, W = torch.ones(2, 3), torch.ones(3, 4)
+    assert affine(x, W, out=torch.zeros(2, 4)).tolist() == [[3] * 4] * 2
+    with torch.inference_mode():
+        out = torch.zeros(2, 4)
+    for _ in range(2):
+        with pytest.raises(TypeError, match=r"out cannot be written, since it was made in torch\.inference_mode"):
+            affine(x, W, out=out)
+    assert not out.any()
