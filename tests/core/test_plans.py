@@ -225,7 +225,7 @@ def test_arrays_without_a_signature_are_looked_at_each_time() -> None:
     for call, right, wrong in (
         (lambda dy: _checks.check_cotangent(plan, dy, x, W, b), dy, dy[:1]),
         (lambda dy: _checks.check_cotangent(plan, dy, x, W, b, "W"), dy, dy[:1]),
-        (lambda W_dot: affine_jvp((x, W), (None, W_dot)), W, W[:1]),
+        (lambda W_dot: affine_jvp((np.ones((2, 3)), np.ones((3, 4))), (None, W_dot)), W, W[:1]),
         (lambda out: affine(np.ones((2, 3)), np.ones((3, 4)), out=out), dy, dy[:1]),
         (add, W.copy(), W[:1].copy()),
     ):
