@@ -205,7 +205,7 @@ def check_tangents(
     signature = plan.backend.signature(*tangents)
     key = None if signature is None else (_plan_with_tangents, signature)
     known: Plan | None = plan.derived.get(key)
-    if known is not None:
+    if known is not None:  # before the arguments are collected, which takes as long
         return known
     made: Plan = _remembered(plan.backend, plan.derived, key, _plan_with_tangents, plan, names, tangents, x, W, b, dy)
     return made
