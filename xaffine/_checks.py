@@ -16,7 +16,7 @@ from xaffine.backends.standard import Array, Backend, is_known, shape_text
 
 __all__ = [
     "OPERANDS", "Plan", "SumPlan", "check", "check_cotangent", "check_out", "check_outs", "check_parameters",
-    "check_sums", "check_tangents", "check_tuple",
+    "check_sums", "check_tangents", "check_tuple", "check_with_cotangent",
 ]  # fmt: skip
 
 OPERANDS: tuple[Literal["x"], Literal["W"], Literal["b"]] = ("x", "W", "b")
@@ -166,6 +166,19 @@ def check_cotangent(plan: Plan, dy: Array, x: Array, W: Array, b: Array | None, 
     key = None if signature is None else signature if wrt is OPERANDS else (signature, wanted)
     known: Plan | None = plan.derived.get(key)
     return known or _remembered(plan.backend, plan.derived, key, _plan_with_dy, plan, dy, x, W, b, wanted)
+
+
+def check_with_cotangent(dy: Array, x: Array, W: Array, b: Array | None, n_batch_axes: int | None) -> Plan:
+    """Check the operands of a forward and its dy in one look-up, if they were seen before; raises as `check` does."""
+    backend = _BY_TYPE.get(type(x))
+    if backend is None or not (n_batch_axes is None or type(n_batch_axes) is int):
+        return check_cotangent(check(x, W, b, n_batch_axes), dy, x, W, b)
+    key = backend.signature(dy, x, W, b), n_batch_axes
+    known: Plan | None = backend.plans.get(key)
+    if known is not None:
+        return known
+    plan = check_cotangent(check(x, W, b, n_batch_axes), dy, x, W, b)
+    return plan if plan.casts else _remember(backend.plans, key, plan)
 
 
 def _plan_with_dy(plan: Plan, dy: Array, x: Array, W: Array, b: Array | None, wanted: tuple[str, ...]) -> Plan:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from xaffine._checks import check, check_cotangent, check_tangents, check_tuple
+from xaffine._checks import check, check_cotangent, check_tangents, check_tuple, check_with_cotangent
 from xaffine._shapes import size
 from xaffine.backends import Array, _describe
 from xaffine.functional import Gradients, affine_backward, restored, results, tangent_of, unpack_operands
@@ -100,7 +100,6 @@ def affine_double_backward(
     names = "the cotangent of dx", "the cotangent of dW", "the cotangent of db"
     plan = check_tangents(plan, names, cotangents, x, W, b, dy)
     if by_dx is by_dW is by_db is None:
-        plan.backend.check_operands(dy=dy, x=x, W=W, b=b)  # which no step does now
         return SecondGradients(None, None, None)
     second: SecondGradients = plan.backend.run(double_backward, plan, dy, x, W, b, by_dx, by_dW, by_db)
     return second
@@ -265,8 +264,7 @@ def kronecker_factors(
     >>> A.tolist(), G.tolist()
     ([[1.0, 1.0], [1.0, 2.0]], [[10.0]])
     """
-    plan = check(x, W, b, n_batch_axes)
-    plan = check_cotangent(plan, dy, x, W, b)
+    plan = check_with_cotangent(dy, x, W, b, n_batch_axes)
     if plan.kind != "real floating":
         msg = f"factors of curvature are of real floating dtype: {_describe(dy=dy, x=x, W=W)}. Cast all to float32, say"
         raise TypeError(msg)

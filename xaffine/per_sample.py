@@ -14,7 +14,7 @@ import math
 import operator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from xaffine._checks import check, check_cotangent
+from xaffine._checks import check_with_cotangent
 from xaffine.backends import Array, _describe
 from xaffine.functional import Gradients, results
 
@@ -83,7 +83,7 @@ def per_sample_gradients(
     >>> dW.tolist(), db.tolist()
     ([[[1.0], [2.0]], [[30.0], [40.0]]], [[1.0], [10.0]])
     """
-    plan = _checked(dy, x, W, b, n_batch_axes)
+    plan = check_with_cotangent(dy, x, W, b, n_batch_axes)
     gradients: PerSampleGradients = plan.backend.run(gradients_of_each, plan, dy, x, W, b)
     return gradients
 
@@ -147,12 +147,14 @@ def per_sample_gradient_norms(
     >>> per_sample_gradient_norms(dy, x, np.zeros((2, 1))).tolist()
     [10.0, 0.0]
     """
-    plan = _checked(dy, x, W, b, n_batch_axes, floating=True)
-    return plan.backend.run(norms_of_each, plan, dy, x, W, b)
+    plan = check_with_cotangent(dy, x, W, b, n_batch_axes)
+    if plan.kind == "integral":
+        _refuse_integers(dy=dy, x=x, W=W)
+    return plan.backend.run(norms_of_each, plan, dy, x)
 
 
 @results("samples")
-def norms_of_each(plan: Plan, dy: Array, x: Array, W: Array, b: Array | None) -> Array:
+def norms_of_each(plan: Plan, dy: Array, x: Array) -> Array:
     """√(‖dW_i‖² + ‖db_i‖²), without the second term if there is no bias."""
     backend = plan.backend
     xp = backend.xp
@@ -223,13 +225,17 @@ def clipped_gradients(
     if not max_norm > 0:
         msg = f"max_norm must be above 0, not {max_norm!r}"
         raise ValueError(msg)
-    plan = _checked(dy, x, W, b, n_batch_axes, floating=True)
-    gradients: Gradients = plan.backend.run(clipped_sums, plan, dy, x, W, b, float(max_norm))
-    return gradients
+    plan = check_with_cotangent(dy, x, W, b, n_batch_axes)
+    if plan.kind == "integral":
+        _refuse_integers(dy=dy, x=x, W=W)
+    dW, db = plan.backend.run(clipped_sums, plan, dy, x, W, b, float(max_norm))
+    return Gradients(None, dW, db)
 
 
-@results("", "W", "b")
-def clipped_sums(plan: Plan, dy: Array, x: Array, W: Array, b: Array | None, max_norm: float) -> Gradients:
+@results("W", "b")
+def clipped_sums(
+    plan: Plan, dy: Array, x: Array, W: Array, b: Array | None, max_norm: float
+) -> tuple[Array, Array | None]:
     """dW = Σ c_i dW_i and db = Σ c_i db_i."""
     backend = plan.backend
     sums: tuple[Any, ...] = ()
@@ -239,17 +245,12 @@ def clipped_sums(plan: Plan, dy: Array, x: Array, W: Array, b: Array | None, max
         if b is not None:
             terms.append(plan.sum_rows(clipped))
         sums = tuple(map(operator.add, sums, terms)) if sums else tuple(terms)
-    return Gradients(None, backend.cast(sums[0], W.dtype), None if b is None else backend.cast(sums[1], b.dtype))
+    return backend.cast(sums[0], W.dtype), None if b is None else backend.cast(sums[1], b.dtype)
 
 
-def _checked(
-    dy: Array, x: Array, W: Array, b: Array | None, n_batch_axes: int | None, *, floating: bool = False
-) -> Plan:
-    plan = check_cotangent(check(x, W, b, n_batch_axes), dy, x, W, b)
-    if floating and plan.kind == "integral":
-        msg = f"norms are of floating dtype: {_describe(dy=dy, x=x, W=W)}. Cast all to float64, say"
-        raise TypeError(msg)
-    return plan
+def _refuse_integers(**operands: Array) -> None:
+    msg = f"norms are of floating dtype: {_describe(**operands)}. Cast all to float64, say"
+    raise TypeError(msg)
 
 
 def _as_samples(plan: Plan, dy: Array, x: Array) -> tuple[Array, Array]:

@@ -155,8 +155,7 @@ def write_page(found: dict[str, Any], calls: dict[str, Any]) -> str:
         "## What is to be reached",
         "",
         "Bold figures miss it. From run to run the medians differ by some 3 % on this machine, on JAX by 10 %: what "
-        "JAX compiles is the very program that is compared with, but for operands that it does not use, which a test "
-        "holds.",
+        "JAX compiles is the very program that is compared with, which a test holds.",
         "",
         "Not measured: other machines, operating systems and BLAS libraries than those above; half precision, complex "
         "numbers and integers; ndonnx, sparse and array-api-strict; Dask, which has [a page of its own](scale.md).",
