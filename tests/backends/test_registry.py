@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any, get_args
 from unittest import mock
 
@@ -109,6 +110,7 @@ def test_absent_library_names_the_command_that_installs_it(
     with pytest.raises(ModuleNotFoundError) as caught:
         backends.get(name)
     assert command in str(caught.value)
+    assert caught.value.name == name
     assert name not in backends.installed()
 
 
@@ -116,8 +118,10 @@ def test_library_that_cannot_be_imported_says_why(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: object())
     monkeypatch.delitem(sys.modules, "xaffine.backends.sparse", raising=False)
     monkeypatch.setitem(sys.modules, "sparse", None)  # what makes `import sparse` raise
-    with pytest.raises(ImportError, match=r"cannot be imported \(.*sparse.*\); to renew it: pip install sparse"):
+    words = r"cannot be imported \(.*sparse.*\); to renew it: pip install sparse"
+    with pytest.raises(ImportError, match=words) as caught:
         backends.get("sparse")
+    assert caught.value.name == "sparse"
 
 
 def test_library_that_cannot_run_here_says_what_is_missing(
@@ -174,6 +178,11 @@ def test_what_is_no_array_has_no_backend(stranger: Any) -> None:
         backends.backend_of(stranger)
 
 
+def test_scalars_of_numpy_are_refused_by_their_name() -> None:
+    with pytest.raises(TypeError, match=r"^float32 does not follow the array API standard$"):
+        backends.backend_of(np.float32(1))
+
+
 def test_subclasses_and_structures_of_numpy_have_its_backend(numpy_backend: Backend, tmp_path: Path) -> None:
     mapped = np.memmap(tmp_path / "array", "f", "w+", shape=(2,))
     for array in (mapped, np.ones(2).view(np.recarray), np.zeros(2, [("a", "f")]), np.ones(2)):
@@ -199,6 +208,14 @@ class TestLibraryWithoutAFile:
         with pytest.raises(ValueError, match="no backend is called 'array_api_strict'"):
             backends.get("array_api_strict")
 
+    @pytest.mark.usefixtures("stranger")
+    def test_its_namespace_need_not_be_found_by_its_name(self) -> None:
+        for name in ("nowhere.first", "nowhere.second"):
+            namespace = ModuleType(name)
+            kind = type("Array", (), {"__array_namespace__": lambda _, namespace=namespace, **__: namespace})
+            backend = backends.backend_of(kind())
+            assert (backend.name, backend.xp) == (name, namespace)
+
     def test_is_computed_with_and_named(self, stranger: Backend) -> None:
         case = make_case((3, 4), 2, seed=0)
         dy, x, W, b = case_on(case, stranger)
@@ -217,6 +234,54 @@ class TestLibraryWithoutAFile:
         moved = backends.move(x, backends.get("numpy"), dtype="float64")
         assert (type(moved), moved.dtype, moved.tolist()) == (np.ndarray, np.float64, [[1] * 3] * 2)
         assert type(backends.move(moved, stranger)) is type(x)
+
+
+class TestMove:
+    @pytest.fixture
+    def strict(self) -> Backend:
+        return backends.get("array-api-strict")  # whose devices differ in their dtypes
+
+    def test_goes_to_a_device_in_its_dtypes(self, strict: Backend, numpy_backend: Backend) -> None:
+        device = strict.device("array_api_strict.Device('no_float64')")
+        moved = backends.move(np.arange(3.0), strict, device=device, dtype="float32")
+        assert (moved.device, moved.dtype) == (device, strict.xp.float32)
+        back = backends.move(moved, numpy_backend, dtype="float64")
+        assert (back.dtype, back.tolist()) == (np.float64, [0, 1, 2])
+        stays = backends.move(moved, strict)
+        assert stays is moved
+
+    def test_names_the_dtypes_of_the_device(self, strict: Backend) -> None:
+        device = strict.device("array_api_strict.Device('no_x64')")
+        there = strict.from_numpy(np.ones(2, "f"), device=device)
+        words = (
+            r"^array-api-strict has no dtype 'float64' on array_api_strict\.Device\('no_x64'\); it has "
+            r"complex64, float32, int16, int32, int8, uint16, uint32, uint8$"
+        )
+        for array in (np.ones(2), there):
+            with pytest.raises(ValueError, match=words):
+                backends.move(array, strict, device=device, dtype="float64")
+        with pytest.raises(ValueError, match=words):
+            backends.move(there, strict, dtype="float64")  # where it is
+        with pytest.raises(ValueError, match=r"^array-api-strict has no dtype 'float16'; it has complex128, "):
+            backends.move(np.ones(2, np.float16), strict)
+
+    @pytest.mark.parametrize(
+        ("own", "other", "kind"),
+        [("complex64", "float32", "complex"), ("int8", "float32", "integer"), ("float32", "uint8", "floating")],
+    )
+    def test_stays_among_dtypes_of_its_kind(self, numpy_backend: Backend, own: str, other: str, kind: str) -> None:
+        with pytest.raises(
+            TypeError, match=f"^{own} and {other} are dtypes of two kinds: stay among those of {kind} numbers$"
+        ):
+            backends.move(np.ones(2, own), numpy_backend, dtype=other)
+
+    def test_is_a_copy_with_and_without_dlpack(self, strict: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+        for _ in range(2):
+            array = np.ones(2)
+            moved = backends.move(array, strict)
+            array[0] = 5
+            assert strict.to_numpy(moved).tolist() == [1, 1]
+            monkeypatch.setattr(strict.xp, "from_dlpack", None)
 
 
 def test_bare_products_are_those_of_a_forward_and_of_a_backward(backend: Backend, device: object) -> None:

@@ -179,11 +179,10 @@ def _together(**operands: Any) -> tuple[Backend, Any, str]:
         if (backend := _backend_or_none(operand)) is not None:
             backend.check_operands(**{name: operand})
             found[name] = backend
-    first = next(iter(found.values()), None)
-    library = "numpy" if first is None else first.namespace.removeprefix("array_api_compat.")
     if strangers := [name for name in operands if name not in found]:
         name = next((name for name in strangers if hasattr(operands[name], "filled")), strangers[0])
         method = next((method for method in _CONVERSIONS if hasattr(operands[name], method)), None)
+        library = next((b.namespace.removeprefix("array_api_compat.") for b in found.values()), "numpy")
         remedy = f"{library}.asarray({name})" if method is None else f"{name}.{method}()"
         if method == "filled":
             remedy = f"{name}.filled(0), with the value that masked elements stand for"
@@ -193,11 +192,10 @@ def _together(**operands: Any) -> tuple[Backend, Any, str]:
             f"{_describe(**operands)}. Make it one first, for example {remedy}"
         )
         raise TypeError(msg)
-    others = [name for name, backend in found.items() if backend is not first]
-    if others or first is None:
+    first = next(iter(found.values()))
+    if others := [name for name, backend in found.items() if backend is not first]:
         msg = (
-            f"arrays of two libraries: {_describe(**operands)}. Bring {' and '.join(others)} to "
-            f"{'numpy' if first is None else first.name} first; "
+            f"arrays of two libraries: {_describe(**operands)}. Bring {' and '.join(others)} to {first.name} first; "
             f"to_numpy and from_numpy of xaffine.backends.get(NAME) do"
         )
         raise TypeError(msg)
@@ -214,7 +212,7 @@ def _describe(**operands: Any) -> str:
 def _described(operand: Any) -> str:
     backend = _backend_or_none(operand)
     if backend is None:
-        return repr(operand) if operand is None else f"a {type(operand).__module__}.{type(operand).__qualname__}"
+        return "None" if operand is None else f"a {type(operand).__module__}.{type(operand).__qualname__}"
     return backend.describe(operand)
 
 
@@ -288,10 +286,17 @@ def move(array: Array, backend: Backend, *, device: Any = None, dtype: str | Non
         raise ValueError(msg + ", ".join(backend.dtypes(place)))
     if source is not backend:
         array = _carried(source.whole(array), source, backend, name, device)
-    if device is not None and backend.device_of(array) != device:
+    here = backend.device_of(array)
+    if name in backend.dtypes(here if here in backend.devices else None):
+        array = _cast(array, backend, name)  # now, since the device may lack the dtype that it has
+    if device is not None and here != device:
         array = backend.to_device(array, device)
+    return _cast(array, backend, name)
+
+
+def _cast(array: Array, backend: Backend, dtype: str) -> Array:
     with backend.on_device_of(array):
-        return array if backend.dtype_name(array.dtype) == name else backend.xp.astype(array, backend.dtype(name))
+        return array if backend.dtype_name(array.dtype) == dtype else backend.xp.astype(array, backend.dtype(dtype))
 
 
 def _kind(dtype: str) -> str:
