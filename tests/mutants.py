@@ -115,6 +115,7 @@ def configured(modules: list[str], judge: str) -> Iterator[None]:
                 f"only_mutate = {[f'xaffine/{module}.py' for module in modules]}\n"
                 f"pytest_add_cli_args_test_selection = {tests}\n"
                 f"pytest_add_cli_args = {['--backend', judge, '-p', 'no:cacheprovider', *deselected]}\n"
+                f"timeout_multiplier = 4\n"  # of what the tests take: those that never end fill the memory
             )
         with contextlib.chdir(copy):
             yield
