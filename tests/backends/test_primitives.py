@@ -80,7 +80,8 @@ def test_primitives_of_the_standard_have_every_property(
     if backend.name not in ("numpy", "cupy", "torch"):
         pytest.skip("other libraries have none of their own, or are slow; NumPy, CuPy and torch show it")
     monkeypatch.setattr(type(backend), "types", frozenset())
-    monkeypatch.setattr(type(backend), "signature", Backend.signature)
+    for name in ("facts", "signature"):
+        monkeypatch.setattr(type(backend), name, getattr(Backend, name))
     for name in ("product", "sum_rows"):
         monkeypatch.setattr(type(backend), name, None)  # which would raise if it were called
     examples = settings().max_examples // 4 if backend.name == "numpy" else 10

@@ -185,17 +185,11 @@ class Cupy(Backend):
         device.use()
         return self._by_events(device, cupy.cuda.Event, cupy.cuda.get_elapsed_time)
 
-    def signature(self, *arrays: Any) -> Any:
-        """Dtypes, shapes, devices, and whether cuBLAS reads them; only of CuPy's own type."""
-        parts: list[Any] = []
-        for array in arrays:
-            if type(array) is cupy.ndarray:
-                parts += array.dtype, array.shape, array.device.id, _is_dense(array)
-            elif array is None:
-                parts.append(None)
-            else:
-                return None
-        return tuple(parts)
+    def facts(self, array: Any) -> tuple[Any, ...] | None:
+        """Dtype, shape, device, and whether cuBLAS reads it; only of CuPy's own type."""
+        if type(array) is not cupy.ndarray:
+            return None
+        return array.dtype, array.shape, array.device.id, _is_dense(array)
 
     def device_of(self, array: cupy.ndarray) -> Any:
         """The GPU."""

@@ -38,29 +38,23 @@ class Numpy(Backend):
     halves = ("bfloat16", "float16")
     types = frozenset({np.ndarray, np.memmap})
 
+    def facts(self, array: Any) -> tuple[Any, ...] | None:
+        """Dtype and shape; only of NumPy's own type."""
+        return (array.dtype, array.shape) if type(array) is np.ndarray else None
+
     def signature(self, *arrays: Any) -> Any:
-        """Dtypes and shapes; only of arrays of NumPy's own type."""
-        # Written out for the usual numbers of arrays: a small product takes no longer than the loop.
+        """Written out for the usual numbers of arrays: a small product takes no longer than the loop."""
         if len(arrays) == 3:
             x, W, b = arrays
             if type(x) is type(W) is type(b) is np.ndarray:
                 return x.dtype, x.shape, W.dtype, W.shape, b.dtype, b.shape
         elif len(arrays) == 1:
-            (array,) = arrays
-            return (array.dtype, array.shape) if type(array) is np.ndarray else None
+            return self.facts(arrays[0])
         elif len(arrays) == 4:
             x, W, b, dy = arrays
             if type(x) is type(W) is type(b) is type(dy) is np.ndarray:
                 return x.dtype, x.shape, W.dtype, W.shape, b.dtype, b.shape, dy.dtype, dy.shape
-        parts: list[Any] = []
-        for array in arrays:
-            if type(array) is np.ndarray:
-                parts += array.dtype, array.shape
-            elif array is None:
-                parts.append(None)
-            else:
-                return None
-        return tuple(parts)
+        return super().signature(*arrays)
 
     def device_of(self, array: ndarray) -> str:
         """The CPU."""

@@ -401,9 +401,21 @@ class Backend:
 
     # What is asked of an array.
 
-    def signature(self, *arrays: Any) -> Any:
-        """What the checks depend on, as a key of a dictionary; None if the arrays must be looked at each time."""
+    def facts(self, array: Any) -> tuple[Any, ...] | None:
+        """What the checks depend on in an array, as a key of a dictionary; None if it must be looked at each time."""
         return None
+
+    def signature(self, *arrays: Any) -> Any:
+        """The facts of some arrays or Nones, one after the other; None if one of the arrays has none."""
+        signature: list[Any] = []
+        for array in arrays:
+            if array is None:
+                signature.append(None)
+            elif (facts := self.facts(array)) is None:
+                return None
+            else:
+                signature += facts
+        return tuple(signature)
 
     def device_of(self, array: Array) -> Any:
         """The device that an array is bound to, or None if nothing binds it to one."""

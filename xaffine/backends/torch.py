@@ -76,20 +76,13 @@ class Torch(Backend):
             device, lambda: torch.cuda.Event(enable_timing=True), lambda start, end: start.elapsed_time(end)
         )
 
-    def signature(self, *arrays: Any) -> Any:
-        """Dtypes, shapes, devices and layouts; only of torch's own types, and not while a compiler traces symbols."""
-        if torch.compiler.is_compiling():
+    def facts(self, array: Any) -> tuple[Any, ...] | None:
+        """Dtype, shape, device and layout; only of torch's own types, and not while a compiler traces symbols."""
+        if torch.compiler.is_compiling() or type(array) not in self.types or array.is_nested:
             return None
-        parts: list[Any] = []
-        for array in arrays:
-            # Under a tracer, extents are symbols or tensors.
-            if type(array) in self.types and not array.is_nested and {*map(type, array.shape)} <= _INT:
-                parts += array.dtype, array.shape, array.device, array.layout
-            elif array is None:
-                parts.append(None)
-            else:
-                return None
-        return tuple(parts)
+        # Under a tracer, extents are symbols or tensors.
+        known = {*map(type, array.shape)} <= _INT
+        return (array.dtype, array.shape, array.device, array.layout) if known else None
 
     def check_operands(self, **operands: Any) -> None:
         """A nested tensor has no shape, or an extent that varies."""
