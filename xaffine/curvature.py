@@ -101,8 +101,7 @@ def affine_double_backward(
     plan = check_tangents(plan, names, cotangents, x, W, b, dy)
     if by_dx is by_dW is by_db is None:
         return SecondGradients(None, None, None)
-    second: SecondGradients = plan.backend.run(double_backward, plan, dy, x, W, b, by_dx, by_dW, by_db)
-    return second
+    return plan.backend.run(double_backward, plan, dy, x, W, b, by_dx, by_dW, by_db)
 
 
 @results("dy", "x", "W")
@@ -274,8 +273,7 @@ def kronecker_factors(
             f"it first (in Dask: x.compute_chunk_sizes())"
         )
         raise ValueError(msg)
-    factors: KroneckerFactors = plan.backend.run(second_moments, plan, dy, x, W, b)
-    return factors
+    return plan.backend.run(second_moments, plan, dy, x, W, b)
 
 
 @results("", "")

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from xaffine._checks import OPERANDS, check, check_cotangent, check_out, check_outs, check_tangents, check_tuple
 from xaffine.backends import Array
-from xaffine.backends.standard import written
+from xaffine.backends.standard import Result, written
 
 if TYPE_CHECKING:
     from xaffine._checks import Plan
@@ -244,12 +244,9 @@ def checked_backward(plan: Plan, x: Array, W: Array, b: Array | None, dy: Array,
         check_outs(plan, out, dy, x, W, b)
         if out[0] is out[1] is out[2] is None:
             out = None
-    gradients: Outs
     if plan.backend.calls_directly:
-        gradients = backward(plan, dy, x, W, b, out)
-    else:
-        gradients = plan.backend.run(backward, plan, dy, x, W, b, out)
-    return gradients
+        return backward(plan, dy, x, W, b, out)
+    return plan.backend.run(backward, plan, dy, x, W, b, out)
 
 
 def affine_jvp(
@@ -296,8 +293,7 @@ def affine_jvp(
     x, W, b = unpack_operands("primals", primals)
     dots = unpack_operands("tangents", tangents)
     plan = check_tangents(check(x, W, b, n_batch_axes), ("x_dot", "W_dot", "b_dot"), dots, x, W, b)
-    y, y_dot = plan.backend.run(jvp, plan, x, W, b, *dots)
-    return y, y_dot
+    return plan.backend.run(jvp, plan, x, W, b, *dots)
 
 
 def unpack_operands(name: str, arrays: tuple[Array | None, ...]) -> tuple[Array | None, ...]:
@@ -308,10 +304,10 @@ def unpack_operands(name: str, arrays: tuple[Array | None, ...]) -> tuple[Array 
     return (*arrays, None)[:3]
 
 
-def results(*splits: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def results(*splits: str) -> Callable[[Callable[..., Result]], Callable[..., Result]]:
     """Say of each result of a step what it is laid out like on a mesh: the name of an operand, or "y"."""
 
-    def mark(step: Callable[..., Any]) -> Callable[..., Any]:
+    def mark(step: Callable[..., Result]) -> Callable[..., Result]:
         step.results = splits  # type: ignore[attr-defined]
         return step
 

@@ -254,8 +254,7 @@ class AffineLayer:
             return old, wide
         if plan.backend.calls_directly:
             return add(plan, old, new, wide)
-        total: tuple[Array, Array | None] = plan.backend.run(add, plan, old, new, wide)
-        return total
+        return plan.backend.run(add, plan, old, new, wide)
 
     @classmethod
     def random(

@@ -84,8 +84,7 @@ def per_sample_gradients(
     ([[[1.0], [2.0]], [[30.0], [40.0]]], [[1.0], [10.0]])
     """
     plan = check_with_cotangent(dy, x, W, b, n_batch_axes)
-    gradients: PerSampleGradients = plan.backend.run(gradients_of_each, plan, dy, x, W, b)
-    return gradients
+    return plan.backend.run(gradients_of_each, plan, dy, x, W, b)
 
 
 @results("samples W", "samples b")

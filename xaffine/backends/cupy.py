@@ -14,7 +14,7 @@ import array_api_compat
 import cupy
 
 from xaffine.backends._memory import Memory
-from xaffine.backends.standard import Array, Backend
+from xaffine.backends.standard import Array, Backend, Result
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -211,7 +211,7 @@ class Cupy(Backend):
         """All extents are known."""
         return array.reshape(shape)
 
-    def run(self, step: Callable[..., Any], plan: Any, *arrays: Any) -> Any:
+    def run(self, step: Callable[..., Result], plan: Any, *arrays: Any) -> Result:
         """Compute on the device of the operands."""
         with arrays[0].device:
             return step(plan, *arrays)

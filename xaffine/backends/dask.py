@@ -16,7 +16,7 @@ import dask.array as da
 import numpy as np
 
 from xaffine import backends
-from xaffine.backends.standard import Array, Backend
+from xaffine.backends.standard import Array, Backend, Result
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -77,7 +77,7 @@ class Dask(Backend):
             _alike, f"i{rest}", *empty, array, f"i{rest}", concatenate=True, dtype=array.dtype, meta=array._meta
         )
 
-    def run(self, step: Callable[..., Any], plan: Any, *arrays: Any) -> Any:
+    def run(self, step: Callable[..., Result], plan: Any, *arrays: Any) -> Result:
         """Add dW and db up in one tree: 3.7 tasks a block, where two trees take 5."""
         return self._backward(step, plan, *arrays) if step.__name__ == "backward" else step(plan, *arrays)
 

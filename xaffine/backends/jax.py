@@ -12,7 +12,7 @@ import numpy as np
 from jax.extend.backend import backends
 from jaxlib._jax import ArrayImpl
 
-from xaffine.backends.standard import LARGER_THAN_CACHES, Array, Backend
+from xaffine.backends.standard import LARGER_THAN_CACHES, Array, Backend, Result
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -114,9 +114,10 @@ class Jax(Backend):
         """No array of JAX is."""
         return "arrays of JAX are immutable"
 
-    def run(self, step: Callable[..., Any], plan: Any, *arrays: Any) -> Any:
+    def run(self, step: Callable[..., Result], plan: Any, *arrays: Any) -> Result:
         """Compile the step, once for each plan; what the user traces, the user compiles."""
-        compiled = plan.derived.get(step)  # of concrete arrays alone: tracers have no signature
+        # Of concrete arrays alone: tracers have no signature.
+        compiled: Callable[..., Result] | None = plan.derived.get(step)
         if compiled is None:
             if any(isinstance(array, jax.core.Tracer) for array in arrays):
                 return _traced(step, plan, *arrays)
@@ -166,7 +167,7 @@ def _named(step: Callable[..., Any], arrays: tuple[Any, ...]) -> dict[str, Any]:
     return {name: array for name, array in zip(names, arrays, strict=True) if array is not None}
 
 
-def _traced(step: Callable[..., Any], plan: Any, *arrays: Any) -> Any:
+def _traced(step: Callable[..., Result], plan: Any, *arrays: Any) -> Result:
     """Call a step; on a mesh with explicit axes, with these axes made automatic and the results split as it says.
 
     There the split is part of an array's type, and what is summed over a split axis may be split in more than one way:
@@ -205,7 +206,8 @@ def _traced(step: Callable[..., Any], plan: Any, *arrays: Any) -> Any:
         splits = type(shapes)(*splits) if hasattr(shapes, "_fields") else tuple(splits)
     else:
         splits = sharding(*results)
-    return jax.sharding.auto_axes(partial(step, plan), axes=mesh.explicit_axes, out_sharding=splits)(*arrays)
+    automatic = jax.sharding.auto_axes(partial(step, plan), axes=mesh.explicit_axes, out_sharding=splits)
+    return automatic(*arrays)  # type: ignore[no-any-return]
 
 
 def _split(result: str, plan: Any, types: dict[str, Any]) -> tuple[Any, ...]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xaffine.backends._memory import Memory
-from xaffine.backends.standard import Backend
+from xaffine.backends.standard import Backend, written
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -125,7 +125,7 @@ class Numpy(Backend):
         if len(a) > _TALL and c.size <= _SMALL and a.dtype in _WIDE:
             return _tall_product(a, c, bias, out)
         if len(c) > _TALL and len(a) * c.shape[1] <= _SMALL and a.dtype in _WIDE:
-            y = _rounded(_long_product(a, c), a.dtype, out)
+            y: ndarray = written(_long_product(a, c).astype(a.dtype, copy=False), out)
             if bias is not None:
                 y += bias
             return y
@@ -135,7 +135,8 @@ class Numpy(Backend):
         """By a product with ones, which takes a quarter of the time, for few rows of real floats."""
         if len(a) <= _TALL and a.dtype in _ONES:
             return _sum_few_rows(a, out)
-        return _rounded(self.sum(a, 0, np.dtype(float) if self.is_half(a.dtype) else a.dtype), a.dtype, out)
+        total = self.sum(a, 0, np.dtype(float) if self.is_half(a.dtype) else a.dtype)
+        return written(total.astype(a.dtype, copy=False), out)  # type: ignore[no-any-return]
 
 
 def _product(a: ndarray, c: ndarray, bias: ndarray | None = None, out: ndarray | None = None) -> ndarray:
@@ -183,15 +184,6 @@ def _long_product(a: ndarray, c: ndarray) -> ndarray:
 
 def _blocks(N: int, rows: int) -> Iterator[slice]:
     return (slice(start, start + rows) for start in range(0, N, rows))
-
-
-def _rounded(total: Any, dtype: np.dtype, out: ndarray | None) -> ndarray:
-    """A total in a dtype; in `out`, if that is given."""
-    if out is None:
-        out = total if total.dtype is dtype else total.astype(dtype)
-    else:
-        out[...] = total
-    return out
 
 
 BACKEND = Numpy()

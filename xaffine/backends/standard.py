@@ -11,7 +11,7 @@ import importlib.util
 import time
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial, reduce
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, TypeVar
 
 import array_api_compat
 import numpy as np
@@ -22,10 +22,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
     from types import ModuleType
 
-__all__ = ["KINDS", "LARGER_THAN_CACHES", "Array", "Backend", "is_known", "shape_text", "written"]
+__all__ = ["KINDS", "LARGER_THAN_CACHES", "Array", "Backend", "Result", "is_known", "shape_text", "written"]
 
 Array: TypeAlias = Any
 """An array of any library that conforms to the array API standard."""
+
+Result = TypeVar("Result")
+"""What a step returns: an array, or several of them."""
 
 KINDS = ("integral", "real floating", "complex floating")
 LARGER_THAN_CACHES = 256 << 20  # bytes; the largest L2 cache of a GPU holds half of that
@@ -569,7 +572,7 @@ class Backend:
 
     # How the layer computes.
 
-    def run(self, step: Callable[..., Any], plan: Any, *arrays: Any) -> Any:
+    def run(self, step: Callable[..., Result], plan: Any, *arrays: Any) -> Result:
         """Call ``step(plan, *arrays)``: a step computes with checked arrays, of which the first is no None."""
         return step(plan, *arrays)
 

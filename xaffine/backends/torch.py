@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from xaffine.backends._memory import Memory
-from xaffine.backends.standard import Backend
+from xaffine.backends.standard import Backend, Result
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -154,7 +154,7 @@ class Torch(Backend):
         """All of a DTensor, of which each process has a part."""
         return array.full_tensor() if hasattr(array, "full_tensor") else array
 
-    def run(self, step: Callable[..., Any], plan: Any, *arrays: Any) -> Any:
+    def run(self, step: Callable[..., Result], plan: Any, *arrays: Any) -> Result:
         """Suspend autocast, which rounds the factors of products to half precision."""
         kind = arrays[0].device.type
         if kind != "meta" and torch.is_autocast_enabled(kind):  # which rejects that device
