@@ -41,6 +41,7 @@ TESTS = {
     "backends/standard": [
         *BACKENDS,
         "backends/test_registry.py",
+        "backends/test_standard.py",
         "command/test_clock.py",
         *(f"core/test_{name}.py" for name in ("shapes", "errors", "accumulate", "per_sample", "layer")),
     ],

@@ -28,7 +28,7 @@ class Ndonnx(Backend):
     namespace = "ndonnx"
     has_strides = False
     halves = ("float16",)
-    inexact = ("uint64",)  # summed by way of float64
+    inexact = ("uint64", "bool")  # summed by way of float64; no numbers
 
     def to_numpy(self, array: ndx.Array) -> np.ndarray:
         """Run the model."""

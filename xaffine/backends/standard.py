@@ -68,7 +68,7 @@ class Backend:
     halves: ClassVar[tuple[str, ...]] = ()
     """Half-precision dtypes, which the standard does not list."""
     inexact: ClassVar[tuple[str, ...]] = ()
-    """Integer dtypes of the standard that are not computed exactly."""
+    """Dtypes beside the floating ones that the library calls numeric and does not compute exactly."""
     has_strides: ClassVar[bool] = True
     """Whether arrays may lie in memory in any order, and be views of parts of others."""
     fills_unknown: ClassVar[bool] = True
@@ -194,7 +194,7 @@ class Backend:
         ['uint16', 'uint32', 'uint64', 'uint8']
         """
         numeric = self.xp.__array_namespace_info__().dtypes(kind="numeric", device=device)
-        missing = {"bool", *self.inexact, *self.missing_on(device)}
+        missing = {*self.inexact, *self.missing_on(device)}
         return [name for name in (*filter(self._has, self.halves), *sorted(numeric)) if name not in missing]
 
     def _has(self, half: str) -> bool:
