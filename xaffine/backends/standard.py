@@ -543,6 +543,7 @@ class Backend:
 
     def _by_events(self, device: Any, event: Callable[[], Any], elapsed: Callable[[Any, Any], float]) -> Any:
         """A stopwatch by events in the queue of a device, with the milliseconds between two of them."""
+        larger_than_caches = self.xp.zeros(LARGER_THAN_CACHES, dtype=self.xp.uint8, device=device)
 
         def mark() -> Any:
             now = event()
@@ -553,16 +554,11 @@ class Backend:
             end.synchronize()
             return 1e-3 * float(elapsed(start, end))
 
-        return "device events", mark, between, self._flusher(device)
-
-    def _flusher(self, device: Any) -> Callable[[], None]:
-        buffer = self.xp.zeros(LARGER_THAN_CACHES, dtype=self.xp.uint8, device=device)
-
         def flush() -> None:
-            buffer[...] = 1
-            self.wait(buffer)
+            larger_than_caches[...] = 1
+            self.wait(larger_than_caches)
 
-        return flush
+        return "device events", mark, between, flush
 
     def bare_products(self, x: Array, W: Array, dy: Array) -> tuple[Callable[[], Any], Callable[[], Any]]:
         """The products of a forward and of a backward and nothing else, into ready memory where there is such."""
