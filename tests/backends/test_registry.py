@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any, get_args
 from unittest import mock
 
+import array_api_compat
 import array_api_strict
 import numpy as np
 import pytest
@@ -189,6 +190,21 @@ def test_subclasses_and_structures_of_numpy_have_its_backend(numpy_backend: Back
         assert backends.backend_of(array) is numpy_backend
 
 
+def test_tangents_of_integers_on_jax_are_no_arrays_of_numpy(
+    numpy_backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are structured arrays of NumPy, which array-api-compat knows once JAX was imported."""
+    strict, own = backends.get("array-api-strict"), array_api_compat.array_namespace
+    monkeypatch.setattr(
+        array_api_compat, "array_namespace", lambda array: own(array) if array.dtype.names is None else strict.xp
+    )
+    plain, tangent = np.ones(2), np.zeros(2, [("float0", "V")])
+    with mock.patch.dict(backends._BY_TYPE, clear=True):
+        found = [backends.backend_of(array) for array in (tangent, plain, tangent, plain)]
+        assert found == [strict, numpy_backend] * 2
+        assert list(backends._BY_TYPE) == [np.ndarray]
+
+
 class TestLibraryWithoutAFile:
     """Its arrays are computed with by the standard alone; array-api-strict without its entry is such a library."""
 
@@ -247,8 +263,10 @@ class TestMove:
         assert (moved.device, moved.dtype) == (device, strict.xp.float32)
         back = backends.move(moved, numpy_backend, dtype="float64")
         assert (back.dtype, back.tolist()) == (np.float64, [0, 1, 2])
-        stays = backends.move(moved, strict)
-        assert stays is moved
+        assert backends.move(moved, strict) is moved
+        cpu = strict.devices[0]  # where there is a float64, unlike where it comes from
+        wide = backends.move(moved, strict, device=cpu, dtype="float64")
+        assert (wide.device, wide.dtype) == (cpu, strict.xp.float64)
 
     def test_names_the_dtypes_of_the_device(self, strict: Backend) -> None:
         device = strict.device("array_api_strict.Device('no_x64')")
