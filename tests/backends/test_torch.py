@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -790,8 +791,10 @@ def test_events_time_what_is_queued_and_nobody_waits(backend: Any, monkeypatch: 
     queue = Queue()
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: queue.calls.append(str(device)))
     monkeypatch.setattr(torch.cuda, "Event", queue.event)
-    monkeypatch.setattr(type(backend), "_flusher", lambda *_: lambda: queue.calls.append("flush"))
-    monkeypatch.setattr(type(backend), "wait", lambda *_: pytest.fail("waited"))
+    larger_than_caches = mock.MagicMock()
+    larger_than_caches.__setitem__.side_effect = lambda *_: queue.calls.append("flush")
+    monkeypatch.setattr(backend.xp, "zeros", lambda *_, **__: larger_than_caches)
+    monkeypatch.setattr(type(backend), "wait", lambda _, array: array is larger_than_caches or pytest.fail("waited"))
     stopwatch = clock.clock_of(backend, torch.device("cuda", 1))
     assert (stopwatch.name, queue.calls) == ("device events", ["cuda:1"])
     assert stopwatch.time(queue.run, 4) == pytest.approx(3e-3, rel=1e-12)
