@@ -520,24 +520,37 @@ def test_strict_promotion_is_asked_of_shapes_that_were_seen_before() -> None:
 
 DEVICES_OF_KNOWN_SHAPES = """
 import jax, jax.numpy as jnp
-from xaffine import AffineLayer
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from xaffine import AffineLayer, affine_backward
 from xaffine.curvature import affine_double_backward, kronecker_factors
 from xaffine.per_sample import clipped_gradients, per_sample_gradient_norms, per_sample_gradients
 
 first, second = jax.devices()
-dy, x, W, b = (jax.device_put(jnp.ones(shape), first) for shape in ((2, 4), (2, 3), (3, 4), (4,)))
+both = [
+    NamedSharding(jax.make_mesh((2,), ("a",), axis_types=(kind,)), PartitionSpec())
+    for kind in (AxisType.Auto, AxisType.Explicit)
+]
+free = dy, x, W, b = [jnp.ones(shape) for shape in ((2, 4), (2, 3), (3, 4), (4,))]
+for place in (second, *both):  # of what is not computed with, too
+    for call in (lambda *some: affine_backward(*some, wrt="b").db, lambda *some: per_sample_gradients(*some).dW):
+        assert call(dy, x, jax.device_put(W, place), b).devices() == {second} | {*getattr(place, "device_set", ())}
+
+dy, x, W, b = (jax.device_put(array, first) for array in free)
 calls = [
+    lambda *a: affine_backward(*a, wrt="b"),
     kronecker_factors, per_sample_gradients, per_sample_gradient_norms, lambda *a: clipped_gradients(*a, max_norm=1.0),
     lambda *a: affine_double_backward((None, None, None), *a),
 ]
 for call in calls:
     call(dy, x, W, b)  # from now on these shapes are known
-    try:
-        call(dy, x, jax.device_put(W, second), b)
-    except ValueError as error:
-        assert "arrays on two devices" in str(error) and "W is float32" in str(error), error
-    else:
-        print("not refused:", call)
+    for place, ids in ((second, [1]), *((mesh, [0, 1]) for mesh in both)):
+        try:
+            call(dy, x, jax.device_put(W, place), b)
+        except ValueError as error:
+            words = f"; by their ids x on [0], W on {ids}, b on [0]. Move"
+            assert "arrays on two devices: x is float32 (2, 3) (jax on" in str(error) and words in str(error), error
+        else:
+            print("not refused:", call)
 
 layer = AffineLayer(W, b)
 layer(x)

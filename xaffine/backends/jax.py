@@ -101,9 +101,13 @@ class Jax(Backend):
         return jax.config.jax_enable_x64, jax.config.jax_numpy_dtype_promotion
 
     def check_operands(self, **operands: Any) -> None:
-        """Look closer only if some arrays are bound to different devices."""
-        if len({a.sharding for a in operands.values() if type(a) is ArrayImpl and a.committed}) > 1:
-            super().check_operands(**{name: a for name, a in operands.items() if type(a) is ArrayImpl and a.committed})
+        """Arrays that are bound to devices must be on the same ones, also where JAX does not look at all of them."""
+        bound = {name: a for name, a in operands.items() if type(a) is ArrayImpl and a.committed}
+        devices = {name: array.sharding.device_set for name, array in bound.items()}
+        if len(set(map(frozenset, devices.values()))) > 1:
+            ids = ", ".join(f"{name} on {sorted(device.id for device in some)}" for name, some in devices.items())
+            msg = f"arrays on two devices: {self.describe_all(**bound)}; by their ids {ids}. Move them to one first"
+            raise ValueError(msg)
 
     def device_of(self, array: Array) -> Any:
         """None of what JAX moves at will: uncommitted and traced arrays, and those that several devices share."""
@@ -121,7 +125,9 @@ class Jax(Backend):
         if compiled is None:
             if any(isinstance(array, jax.core.Tracer) for array in arrays):
                 return _traced(step, plan, *arrays)
-            compiled = plan.derived[step] = jax.jit(_named_as(step, partial(_traced, step, plan)))
+            # Where there are several devices, unused operands are kept: they, too, say on which the results are.
+            named = _named_as(step, partial(_traced, step, plan))
+            compiled = plan.derived[step] = jax.jit(named, keep_unused=not self._is_alone)
         return compiled(*arrays)
 
     def primitives(self, *arrays: Array | None, extents: Any = (None,)) -> Any:
