@@ -24,6 +24,7 @@ from xaffine import AffineLayer, affine, affine_backward, affine_jvp, affine_vjp
 from xaffine._checks import check, check_cotangent
 from xaffine._command import clock
 from xaffine.backends import jax as module
+from xaffine.backends import move
 from xaffine.backends.jax import BACKEND
 from xaffine.backends.standard import LARGER_THAN_CACHES
 from xaffine.curvature import affine_double_backward, kronecker_factors
@@ -494,6 +495,15 @@ def test_arrays_from_numpy_have_memory_of_their_own(backend: Any) -> None:
         array = backend.from_numpy(source)
         source[...] = 2
         assert float(array.max()) == 1
+
+
+def test_what_is_moved_can_be_donated(backend: Any) -> None:
+    array, device = jnp.ones(4), jax.devices()[0]
+    moved = move(array, backend, device=device)
+    assert backend.to_device(moved, device) is moved
+    jax.jit(jnp.negative, donate_argnums=0)(moved)
+    assert moved.is_deleted()
+    assert array.tolist() == [1] * 4
 
 
 @pytest.mark.usefixtures("backend")

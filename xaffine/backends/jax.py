@@ -42,6 +42,10 @@ class Jax(Backend):
         """Copy: what device_put takes may become the array. jax.numpy.asarray compiles a program for each shape."""
         return self.xp.asarray(jax.device_put(np.array(array, order="C"), device), device=device)
 
+    def to_device(self, array: Array, device: Any) -> Array:
+        """A copy: what is donated of one array is lost to all that share its memory."""
+        return array if self.device_of(array) == device else jax.device_put(array, device, may_alias=False)
+
     def wait(self, array: Array) -> None:
         """Wait for the computation."""
         array.block_until_ready()
