@@ -616,6 +616,16 @@ def test_gradients_add_up_where_autograd_records(backend: Any) -> None:
     assert torch.equal(layer.dW.detach(), 2 * before)
 
 
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda vjp: pickle.loads(pickle.dumps(vjp))])  # noqa: S301 - our own
+def test_copies_know_their_device(copied: Any) -> None:
+    operands = [[torch.ones(shape, device=device) for shape in ((2, 3), (3, 4))] for device in ("cpu", "meta")]
+    here, there = (copied(affine_vjp(*some)[1]) for some in operands)
+    dy = torch.ones(2, 4)
+    here(dy)
+    with pytest.raises(ValueError, match="arrays on two devices"):
+        there(dy)
+
+
 def test_parameters_move_without_their_tape() -> None:
     layer = AffineLayer(torch.nn.Parameter(torch.ones(3, 2)), torch.nn.Parameter(torch.zeros(2)))
     assert layer.to("numpy").W.tolist() == [[1, 1]] * 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import pickle
 import weakref
@@ -172,6 +173,28 @@ def test_a_pickled_vjp_has_the_plan_and_not_what_is_remembered_beside_it(plans: 
     assert again._replace(derived=plan.derived)[3:] == plan[3:]
     assert again.backend is plan.backend
     assert pickle.loads(pickle.dumps(vjp))(dy).dW.tolist() == [[2] * 4] * 3  # noqa: S301 - our own
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda vjp: pickle.loads(pickle.dumps(vjp))])  # noqa: S301 - our own
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (((2, 3), "f4", "f8", "f4"), ((2, 3), "f8", "f4", "f4")),
+        (((2, 3), "f4", "f8", "f4"), ((2, 3), "f4", "f8", "f8")),
+        (((2, 3, 1), "f4", "f4", "f4"), ((2, 1, 3), "f4", "f4", "f4")),
+    ],
+)
+def test_copies_share_what_is_remembered_only_with_operands_like_theirs(copied: Any, first: Any, second: Any) -> None:
+    dy = np.ones((2, 4))
+    vjps, buffers = [], []
+    for shape, *dtypes in (first, second):
+        operands = [np.ones(s, d) for s, d in zip((shape, (3, 4), (4,)), dtypes, strict=True)]
+        vjps.append(copied(affine_vjp(*operands)[1]))
+        buffers.append(tuple(map(np.empty_like, operands)))
+    for vjp, out in zip(vjps, buffers, strict=True):
+        assert vjp(dy, out=out) == out
+    with pytest.raises((TypeError, ValueError), match="must have the "):
+        vjps[1](dy, out=buffers[0])
 
 
 def test_buffers_are_looked_at_in_every_call() -> None:
