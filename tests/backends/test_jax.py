@@ -528,6 +528,19 @@ def test_strict_promotion_is_asked_of_shapes_that_were_seen_before() -> None:
         affine(x, W)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32", "complex64"])
+def test_strict_promotion_is_of_operands_alone(backend: Any, dtype: str) -> None:
+    dy, x, W, b = case_on(make_case((3, 2), 4, seed=0, dtypes=dtype), backend)
+    for function in (
+        per_sample_gradient_norms,
+        jax.jit(per_sample_gradient_norms),
+        lambda *operands: clipped_gradients(*operands, max_norm=1.0).dW,
+    ):
+        expected = function(dy, x, W, b)
+        with jax.numpy_dtype_promotion("strict"):
+            assert jnp.array_equal(function(dy, x, W, b), expected)
+
+
 DEVICES_OF_KNOWN_SHAPES = """
 import jax, jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec

@@ -178,6 +178,12 @@ def _named(step: Callable[..., Any], arrays: tuple[Any, ...]) -> dict[str, Any]:
 
 
 def _traced(step: Callable[..., Result], plan: Any, *arrays: Any) -> Result:
+    """Call a step; it may mix dtypes, such as float64 for sums, also where users refuse that of their operands."""
+    with jax.numpy_dtype_promotion("standard"):
+        return _split_as_said(step, plan, *arrays)
+
+
+def _split_as_said(step: Callable[..., Result], plan: Any, *arrays: Any) -> Result:
     """Call a step; on a mesh with explicit axes, with these axes made automatic and the results split as it says.
 
     There the split is part of an array's type, and what is summed over a split axis may be split in more than one way:
