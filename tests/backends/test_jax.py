@@ -522,10 +522,11 @@ def test_steps_are_compiled_once_for_every_spelling(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.usefixtures("backend")
 def test_strict_promotion_is_asked_of_shapes_that_were_seen_before() -> None:
-    x, W = jnp.ones((2, 3), "float16"), jnp.ones((3, 4), "float32")
-    assert affine(x, W).dtype == jnp.float32
-    with jax.numpy_dtype_promotion("strict"), pytest.raises(TypeError, match="no common dtype"):
-        affine(x, W)
+    dy, x, W = jnp.ones((2, 4)), jnp.ones((2, 3), "float16"), jnp.ones((3, 4), "float32")
+    for call in (lambda: affine(x, W), lambda: per_sample_gradients(dy, x, W).dW):
+        assert call().dtype == jnp.float32
+        with jax.numpy_dtype_promotion("strict"), pytest.raises(TypeError, match="no common dtype"):
+            call()
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "complex64"])

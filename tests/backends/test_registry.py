@@ -257,6 +257,8 @@ class TestMove:
         assert (back.dtype, back.tolist()) == (np.float64, [0, 1, 2])
         stays = backends.move(moved, strict)
         assert stays is moved
+        wide = backends.move(moved, strict, device=strict.devices[0], dtype="float64")
+        assert (wide.device, wide.dtype) == (strict.devices[0], strict.xp.float64)
 
     def test_names_the_dtypes_of_the_device(self, strict: Backend) -> None:
         device = strict.device("array_api_strict.Device('no_x64')")
