@@ -49,6 +49,8 @@ class Plan(NamedTuple):
     """Whether operands or results must be cast, or copied for the products to read them."""
     wanted: tuple[str, ...]
     """The operands whose gradients are wanted."""
+    operands: tuple[Any, ...]
+    """What else is checked against them, by which copies differ: where x is, its shape, and all dtypes."""
     derived: dict[Any, Any]
     """What is remembered beside it: the plans with further arrays, by their signature, and compiled steps."""
 
@@ -138,7 +140,8 @@ def _plan(x: Array, W: Array, b: Array | None, n_batch_axes: int | None) -> Plan
     return Plan(
         backend=backend, product=product, sum_rows=sum_rows, dtype=dtype, y_dtype=dtype, kind=kind, n_batch_axes=k,
         y_shape=y_shape, x_matrix=matrix_shape(x.shape, k), y_matrix=matrix_shape(y_shape, k), extents=extents,
-        casts=_must_cast(backend, dtype, x, W, b), wanted=OPERANDS if b is not None else OPERANDS[:2], derived={},
+        casts=_must_cast(backend, dtype, x, W, b), wanted=OPERANDS if b is not None else OPERANDS[:2],
+        operands=(str(backend.device_of(x)), x.shape, x.dtype, W.dtype, None if b is None else b.dtype), derived={},
     )  # fmt: skip
 
 

@@ -24,6 +24,7 @@ from xaffine import AffineLayer, affine, affine_backward, affine_jvp, affine_vjp
 from xaffine._checks import check, check_cotangent
 from xaffine._command import clock
 from xaffine.backends import jax as module
+from xaffine.backends import move
 from xaffine.backends.jax import BACKEND
 from xaffine.backends.standard import LARGER_THAN_CACHES
 from xaffine.curvature import affine_double_backward, kronecker_factors
@@ -496,6 +497,15 @@ def test_arrays_from_numpy_have_memory_of_their_own(backend: Any) -> None:
         assert float(array.max()) == 1
 
 
+def test_what_is_moved_can_be_donated(backend: Any) -> None:
+    array, device = jnp.ones(4), jax.devices()[0]
+    moved = move(array, backend, device=device)
+    assert backend.to_device(moved, device) is moved
+    jax.jit(jnp.negative, donate_argnums=0)(moved)
+    assert moved.is_deleted()
+    assert array.tolist() == [1] * 4
+
+
 @pytest.mark.usefixtures("backend")
 def test_steps_are_compiled_once_for_every_spelling(monkeypatch: pytest.MonkeyPatch) -> None:
     x, W, dy = jnp.ones((2, 3)), jnp.ones((3, 4)), jnp.ones((2, 4))
@@ -512,32 +522,59 @@ def test_steps_are_compiled_once_for_every_spelling(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.usefixtures("backend")
 def test_strict_promotion_is_asked_of_shapes_that_were_seen_before() -> None:
-    x, W = jnp.ones((2, 3), "float16"), jnp.ones((3, 4), "float32")
-    assert affine(x, W).dtype == jnp.float32
-    with jax.numpy_dtype_promotion("strict"), pytest.raises(TypeError, match="no common dtype"):
-        affine(x, W)
+    dy, x, W = jnp.ones((2, 4)), jnp.ones((2, 3), "float16"), jnp.ones((3, 4), "float32")
+    for call in (lambda: affine(x, W), lambda: per_sample_gradients(dy, x, W).dW):
+        assert call().dtype == jnp.float32
+        with jax.numpy_dtype_promotion("strict"), pytest.raises(TypeError, match="no common dtype"):
+            call()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "complex64"])
+def test_strict_promotion_is_of_operands_alone(backend: Any, dtype: str) -> None:
+    dy, x, W, b = case_on(make_case((3, 2), 4, seed=0, dtypes=dtype), backend)
+    for function in (
+        per_sample_gradient_norms,
+        jax.jit(per_sample_gradient_norms),
+        lambda *operands: clipped_gradients(*operands, max_norm=1.0).dW,
+    ):
+        expected = function(dy, x, W, b)
+        with jax.numpy_dtype_promotion("strict"):
+            assert jnp.array_equal(function(dy, x, W, b), expected)
 
 
 DEVICES_OF_KNOWN_SHAPES = """
 import jax, jax.numpy as jnp
-from xaffine import AffineLayer
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from xaffine import AffineLayer, affine_backward
 from xaffine.curvature import affine_double_backward, kronecker_factors
 from xaffine.per_sample import clipped_gradients, per_sample_gradient_norms, per_sample_gradients
 
 first, second = jax.devices()
-dy, x, W, b = (jax.device_put(jnp.ones(shape), first) for shape in ((2, 4), (2, 3), (3, 4), (4,)))
+both = [
+    NamedSharding(jax.make_mesh((2,), ("a",), axis_types=(kind,)), PartitionSpec())
+    for kind in (AxisType.Auto, AxisType.Explicit)
+]
+free = dy, x, W, b = [jnp.ones(shape) for shape in ((2, 4), (2, 3), (3, 4), (4,))]
+for place in (second, *both):  # of what is not computed with, too
+    for call in (lambda *some: affine_backward(*some, wrt="b").db, lambda *some: per_sample_gradients(*some).dW):
+        assert call(dy, x, jax.device_put(W, place), b).devices() == {second} | {*getattr(place, "device_set", ())}
+
+dy, x, W, b = (jax.device_put(array, first) for array in free)
 calls = [
+    lambda *a: affine_backward(*a, wrt="b"),
     kronecker_factors, per_sample_gradients, per_sample_gradient_norms, lambda *a: clipped_gradients(*a, max_norm=1.0),
     lambda *a: affine_double_backward((None, None, None), *a),
 ]
 for call in calls:
     call(dy, x, W, b)  # from now on these shapes are known
-    try:
-        call(dy, x, jax.device_put(W, second), b)
-    except ValueError as error:
-        assert "arrays on two devices" in str(error) and "W is float32" in str(error), error
-    else:
-        print("not refused:", call)
+    for place, ids in ((second, [1]), *((mesh, [0, 1]) for mesh in both)):
+        try:
+            call(dy, x, jax.device_put(W, place), b)
+        except ValueError as error:
+            words = f"; by their ids x on [0], W on {ids}, b on [0]. Move"
+            assert "arrays on two devices: x is float32 (2, 3) (jax on" in str(error) and words in str(error), error
+        else:
+            print("not refused:", call)
 
 layer = AffineLayer(W, b)
 layer(x)

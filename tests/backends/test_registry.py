@@ -72,6 +72,14 @@ def test_float32_is_among_the_dtypes(backend: Backend) -> None:
     assert "bool" not in backend.dtypes()
 
 
+def test_arrays_are_cast_to_every_dtype(backend: Backend, device: object) -> None:
+    for name in backend.dtypes(device):
+        array = backend.from_values(np.ones(2), name, device=device)
+        with backend.on_device_of(array):
+            cast = backend.xp.astype(array, backend.dtype(name))
+        assert backend.dtype_name(cast.dtype) == name
+
+
 def test_numpy_takes_bfloat16_from_ml_dtypes(numpy_backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     assert numpy_backend.dtypes()[:2] == ["bfloat16", "float16"]
     assert numpy_backend.dtype("bfloat16").name == "bfloat16"

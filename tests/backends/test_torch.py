@@ -24,7 +24,7 @@ from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from tests.helpers import assert_fills, case_on, peers
-from xaffine import AffineLayer, affine, affine_backward, affine_jvp, affine_vjp
+from xaffine import AffineLayer, affine, affine_backward, affine_jvp, affine_vjp, backends
 from xaffine._command import clock
 from xaffine.backends import torch as module
 from xaffine.backends.torch import BACKEND
@@ -615,6 +615,25 @@ def test_gradients_add_up_where_autograd_records(backend: Any) -> None:
     assert layer.dW is not held
     assert torch.equal(held, before)
     assert torch.equal(layer.dW.detach(), 2 * before)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda vjp: pickle.loads(pickle.dumps(vjp))])  # noqa: S301 - our own
+def test_copies_know_their_device(copied: Any) -> None:
+    operands = [[torch.ones(shape, device=device) for shape in ((2, 3), (3, 4))] for device in ("cpu", "meta")]
+    here, there = (copied(affine_vjp(*some)[1]) for some in operands)
+    dy = torch.ones(2, 4)
+    here(dy)
+    with pytest.raises(ValueError, match="arrays on two devices"):
+        there(dy)
+
+
+@pytest.mark.parametrize("name", ["numpy", "array-api-strict"])
+def test_reversed_arrays_move(backend: Any, name: str) -> None:
+    source = backends.get(name)
+    for array in (np.arange(6.0).reshape(2, 3)[::-1], np.arange(24.0).reshape(2, 3, 4).transpose(2, 0, 1)[:, ::-1]):
+        flipped = source.xp.flip(source.from_numpy(np.flip(array).copy()))
+        assert backends.move(flipped, backend).tolist() == array.tolist()
+    assert backends.move(array, backend).tolist() == array.tolist()
 
 
 def test_parameters_move_without_their_tape() -> None:

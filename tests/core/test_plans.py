@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import pickle
 import weakref
@@ -61,6 +62,7 @@ def calls(draw: st.DrawFn) -> Any:
                 lambda: affine_jvp((x, W, b), tangents, **axes),
                 lambda: affine_double_backward((*tangents, None)[:3], dy, x, W, b, **axes),
                 lambda: per_sample_gradients(dy, x, W, b, **axes),
+                lambda: kronecker_factors(dy, x, W, b, **axes),
             ]
         )
     )
@@ -82,12 +84,27 @@ def test_what_is_remembered_is_what_the_checks_find(some: list[Any]) -> None:
 def test_axes_that_equal_one_and_are_none_are_refused(ones: Any, n_batch_axes: Any) -> None:
     dy, x, W, b = ones(2, 4), ones(2, 3), ones(3, 4), ones(4)
     affine_vjp(x, W, b, n_batch_axes=1)[1](dy)
+    per_sample_gradients(dy, x, W, b, n_batch_axes=1)
     for call in (
         lambda: affine(x, W, b, n_batch_axes=n_batch_axes),
         lambda: affine_backward(dy, x, W, b, n_batch_axes=n_batch_axes),
+        lambda: per_sample_gradients(dy, x, W, b, n_batch_axes=n_batch_axes),
+        lambda: kronecker_factors(dy, x, W, b, n_batch_axes=n_batch_axes),
     ):
         with pytest.raises(TypeError, match="n_batch_axes must be an int or None, not"):
             call()
+
+
+def test_axes_are_looked_up_with_the_operands(ones: Any) -> None:
+    operands = ones(2, 1, 4), ones(2, 1, 3), ones(3, 4)
+    for function in (per_sample_gradients, kronecker_factors):
+        function(*operands, n_batch_axes=2)
+        for n_batch_axes in (1, None):
+            with pytest.raises(ValueError, match="dy must have the shape of y"):
+                function(*operands, n_batch_axes=n_batch_axes)
+        with pytest.raises(ValueError, match="out of range"):
+            function(*operands, n_batch_axes=-4)
+        function(*operands, n_batch_axes=-1)
 
 
 def test_operands_of_one_signature_are_checked_once(plans: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,6 +175,8 @@ def test_of_subclasses_nothing_is_remembered(plans: Any) -> None:
     x, W, b = np.ones((2, 3)), np.ones((3, 4)), np.ones(4)
     for some in ((x.view(OfUsers), W, b), (x, W.view(OfUsers), b), (x, W, b.view(OfUsers))):
         assert affine(*some).tolist() == [[4] * 4] * 2
+        assert per_sample_gradients(np.ones((2, 4)), *some).db.shape == (2, 4)
+    per_sample_gradients(np.ones((2, 4)).view(OfUsers), x.view(OfUsers), W, b)
     assert plans == {}
 
 
@@ -172,6 +191,28 @@ def test_a_pickled_vjp_has_the_plan_and_not_what_is_remembered_beside_it(plans: 
     assert again._replace(derived=plan.derived)[3:] == plan[3:]
     assert again.backend is plan.backend
     assert pickle.loads(pickle.dumps(vjp))(dy).dW.tolist() == [[2] * 4] * 3  # noqa: S301 - our own
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda vjp: pickle.loads(pickle.dumps(vjp))])  # noqa: S301 - our own
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (((2, 3), "f4", "f8", "f4"), ((2, 3), "f8", "f4", "f4")),
+        (((2, 3), "f4", "f8", "f4"), ((2, 3), "f4", "f8", "f8")),
+        (((2, 3, 1), "f4", "f4", "f4"), ((2, 1, 3), "f4", "f4", "f4")),
+    ],
+)
+def test_copies_share_what_is_remembered_only_with_operands_like_theirs(copied: Any, first: Any, second: Any) -> None:
+    dy = np.ones((2, 4))
+    vjps, buffers = [], []
+    for shape, *dtypes in (first, second):
+        operands = [np.ones(s, d) for s, d in zip((shape, (3, 4), (4,)), dtypes, strict=True)]
+        vjps.append(copied(affine_vjp(*operands)[1]))
+        buffers.append(tuple(map(np.empty_like, operands)))
+    for vjp, out in zip(vjps, buffers, strict=True):
+        assert vjp(dy, out=out) == out
+    with pytest.raises((TypeError, ValueError), match="must have the "):
+        vjps[1](dy, out=buffers[0])
 
 
 def test_buffers_are_looked_at_in_every_call() -> None:

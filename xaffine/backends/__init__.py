@@ -307,6 +307,9 @@ def _kind(dtype: str) -> str:
 def _carried(array: Array, source: Backend, backend: Backend, dtype: str, device: Any) -> Array:
     """A copy of an array in another library, on whatever device; by way of the host on that device in that dtype."""
     try:
+        memory = source.memory_of(array)
+        if source.has_strides and (memory is None or min(memory.strides, default=0) < 0):
+            array = source.xp.asarray(array, copy=True)  # whose strides are positive: torch ends the process at others
         shared = backend.xp.from_dlpack(array)
         with backend.on_device_of(shared):
             return backend.xp.asarray(shared, copy=True)

@@ -42,6 +42,10 @@ class Jax(Backend):
         """Copy: what device_put takes may become the array. jax.numpy.asarray compiles a program for each shape."""
         return self.xp.asarray(jax.device_put(np.array(array, order="C"), device), device=device)
 
+    def to_device(self, array: Array, device: Any) -> Array:
+        """A copy: what is donated of one array is lost to all that share its memory."""
+        return array if self.device_of(array) == device else jax.device_put(array, device, may_alias=False)
+
     def wait(self, array: Array) -> None:
         """Wait for the computation."""
         array.block_until_ready()
@@ -101,9 +105,13 @@ class Jax(Backend):
         return jax.config.jax_enable_x64, jax.config.jax_numpy_dtype_promotion
 
     def check_operands(self, **operands: Any) -> None:
-        """Look closer only if some arrays are bound to different devices."""
-        if len({a.sharding for a in operands.values() if type(a) is ArrayImpl and a.committed}) > 1:
-            super().check_operands(**{name: a for name, a in operands.items() if type(a) is ArrayImpl and a.committed})
+        """Arrays that are bound to devices must be on the same ones, also where JAX does not look at all of them."""
+        bound = {name: a for name, a in operands.items() if type(a) is ArrayImpl and a.committed}
+        devices = {name: array.sharding.device_set for name, array in bound.items()}
+        if len(set(map(frozenset, devices.values()))) > 1:
+            ids = ", ".join(f"{name} on {sorted(device.id for device in some)}" for name, some in devices.items())
+            msg = f"arrays on two devices: {self.describe_all(**bound)}; by their ids {ids}. Move them to one first"
+            raise ValueError(msg)
 
     def device_of(self, array: Array) -> Any:
         """None of what JAX moves at will: uncommitted and traced arrays, and those that several devices share."""
@@ -121,7 +129,9 @@ class Jax(Backend):
         if compiled is None:
             if any(isinstance(array, jax.core.Tracer) for array in arrays):
                 return _traced(step, plan, *arrays)
-            compiled = plan.derived[step] = jax.jit(_named_as(step, partial(_traced, step, plan)))
+            # Where there are several devices, unused operands are kept: they, too, say on which the results are.
+            named = _named_as(step, partial(_traced, step, plan))
+            compiled = plan.derived[step] = jax.jit(named, keep_unused=not self._is_alone)
         return compiled(*arrays)
 
     def primitives(self, *arrays: Array | None, extents: Any = (None,)) -> Any:
@@ -168,6 +178,12 @@ def _named(step: Callable[..., Any], arrays: tuple[Any, ...]) -> dict[str, Any]:
 
 
 def _traced(step: Callable[..., Result], plan: Any, *arrays: Any) -> Result:
+    """Call a step; it may mix dtypes, such as float64 for sums, also where users refuse that of their operands."""
+    with jax.numpy_dtype_promotion("standard"):
+        return _split_as_said(step, plan, *arrays)
+
+
+def _split_as_said(step: Callable[..., Result], plan: Any, *arrays: Any) -> Result:
     """Call a step; on a mesh with explicit axes, with these axes made automatic and the results split as it says.
 
     There the split is part of an array's type, and what is summed over a split axis may be split in more than one way:

@@ -221,7 +221,7 @@ class Backend:
         """
         if hasattr(self.xp, name):
             return getattr(self.xp, name)
-        return np.dtype(getattr(importlib.import_module("ml_dtypes"), name))
+        return np.dtype(getattr(importlib.import_module("ml_dtypes"), name, name))  # Dask has no name for float16
 
     def from_numpy(self, array: np.ndarray, *, device: Any = None) -> Array:
         """An array of this library with the values and the dtype of a NumPy array.
