@@ -89,7 +89,7 @@ class Jax(Backend):
         """Written out for the usual numbers of arrays on the one device: the loop takes longer."""
         if self._is_alone:
             if len(arrays) == 1:
-                return self.facts(arrays[0])
+                return (arrays[0].aval,) if type(arrays[0]) is ArrayImpl else None
             if len(arrays) == 3:
                 x, W, b = arrays
                 if type(x) is type(W) is type(b) is ArrayImpl:
