@@ -235,7 +235,7 @@ def test_integers_have_no_norms(backend: Backend, device: Any, ones: Any) -> Non
         pytest.skip("this device has no products of integers")
     x = ones(2, 2, dtype="int32")
     for call in (per_sample_gradient_norms, lambda *a: clipped_gradients(*a, max_norm=1.0)):
-        with pytest.raises(TypeError, match="norms are of floating dtype: dy is int32"):
+        with pytest.raises(TypeError, match=r"norms are of floating dtype: dy is int32 .*; x is int32 .*; W is int32 "):
             call(x, x, x)
 
 

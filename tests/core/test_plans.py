@@ -375,3 +375,31 @@ def test_unpickled_vjps_share_one_plan() -> None:
     assert first.args[0] is second.args[0]
     assert first(dy).dW.tolist() == [[2] * 4] * 3
     assert pickle.loads(pickle.dumps(affine_vjp(x[:1], W)[1])).args[0] is not first.args[0]  # noqa: S301 - our own
+
+
+@pytest.mark.parametrize("n_batch_axes", [None, 1, np.int64(1)])
+def test_forward_and_backward_are_checked_in_one_look_up(monkeypatch: pytest.MonkeyPatch, n_batch_axes: Any) -> None:
+    dy, x, W, b = (np.ones(shape) for shape in ((2, 4), (2, 3), (3, 4), (4,)))
+    expected = _checks.check_cotangent(_checks.check(x, W, b, 1), dy, x, W, b)
+    monkeypatch.setattr(numpy.BACKEND, "plans", {})
+    monkeypatch.setattr(_checks, "_BY_TYPE", {})  # as if no array of NumPy came before
+    assert _checks.check_with_cotangent(dy, x, W, b, n_batch_axes) == expected
+    monkeypatch.undo()
+    monkeypatch.setattr(numpy.BACKEND, "plans", {})
+    for _ in range(2):
+        assert _checks.check_with_cotangent(dy, x, W, b, n_batch_axes) == expected
+        assert _checks.check_with_cotangent(dy, x, W, None, n_batch_axes).wanted == ("x", "W")
+    for wrong in ((dy[:1], x, W, b), (dy, x[:, :2], W, b), (dy, x, W[:, :3], b), (dy, x, W, b[:3])):
+        with pytest.raises(ValueError, match=r"must have the shape|has features"):
+            _checks.check_with_cotangent(*wrong, n_batch_axes)
+    with pytest.raises(ValueError, match="n_batch_axes = 3"):
+        _checks.check_with_cotangent(dy, x, W, b, 3)
+    with pytest.raises(TypeError, match="n_batch_axes must be an int"):
+        _checks.check_with_cotangent(dy, x, W, b, 1.0)  # type: ignore[arg-type]
+    if not isinstance(n_batch_axes, np.integer):
+        with monkeypatch.context() as context:
+            context.setattr(_checks, "check", lambda *_: pytest.fail("was checked again"))
+            assert _checks.check_with_cotangent(dy, x, W, b, n_batch_axes) == expected
+    mixed = _checks.check_with_cotangent(dy.astype("f"), x, W, b, n_batch_axes)
+    assert mixed.casts
+    assert mixed not in numpy.BACKEND.plans.values()
