@@ -13,17 +13,18 @@ import secrets
 import sys
 import time
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
-from tests.core.test_properties import FORMS
+from tests.core.test_properties import ALL, FORMS
 from xaffine import backends
-from xaffine.testing.runner import Plan, PropertyError
+from xaffine.testing import Options, PropertyError
+from xaffine.testing.runner import Plan
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from xaffine.testing import Case, Result
-    from xaffine.testing.runner import Part
+    from xaffine.testing.report import Part
 
 SMALL, LARGE = 100, 5  # cases for each form and property in a round; a large case takes as long as twenty small ones
 SECONDS_BETWEEN_LINES = 10.0
@@ -88,16 +89,11 @@ def results(backend: backends.Backend, device: object, seed: int, tally: Tally) 
     for tally.rounds in itertools.count():
         round_seed = seed + tally.rounds
         for make, (large, examples) in itertools.product(FORMS, ((False, SMALL), (True, LARGE))):
-            plan = Plan(
-                make,
-                backend=backend.name,
-                device=device,
-                dtype=backend.dtypes(device),
-                max_examples=examples,
-                large=large,
-                seed=round_seed,
-                time_limit=SECONDS_FOR_A_CASE,
-            )
+            options = Options(
+                backend=cast("backends.Name", backend.name), device=device, dtype=backend.dtypes(device),
+                max_examples=examples, large=large * examples, seed=round_seed, time_limit=SECONDS_FOR_A_CASE, **ALL,
+            )  # fmt: skip
+            plan = Plan(make, options)
             plan.parts = [part for part in plan.parts if part.large == large]
             for result in plan.run(tally.before_case):
                 yield round_seed, result

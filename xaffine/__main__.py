@@ -47,9 +47,10 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("xaffine: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:
+    except OSError as error:  # of standard output: a broken pipe, or a full disk
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where Python writes the rest when it ends
-        print("xaffine: not finished: nobody reads what it prints", file=sys.stderr)
+        why = "nobody reads what it prints" if isinstance(error, BrokenPipeError) else error
+        print(f"xaffine: not finished: {why}", file=sys.stderr)
         return 3
     finally:
         signal.signal(signal.SIGTERM, handler)

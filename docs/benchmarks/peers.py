@@ -179,11 +179,11 @@ def jax_functions() -> Any:
 
 
 # The shapes that these libraries give a meaning to; a tensor is mapped along its last axis.
-_SHAPES = frozenset({"no-bias", "vectors", "last-axis", "empty"})
+_SHAPES = frozenset({"vectors", "no-bias", "no-samples", "no-features", "no-outputs", "last-axis"})
 torch_linear.supports = _SHAPES  # type: ignore[attr-defined]
 torch_module.supports = _SHAPES  # type: ignore[attr-defined]
 torch_compiled.supports = _SHAPES  # type: ignore[attr-defined]
-jax_jit.supports = frozenset({"empty"})  # type: ignore[attr-defined]
+jax_jit.supports = frozenset({"no-samples", "no-features", "no-outputs"})  # type: ignore[attr-defined]
 jax_vjp.supports = _SHAPES  # type: ignore[attr-defined]
 
 

@@ -17,11 +17,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
+from tests.core.test_properties import ALL
 from xaffine import AffineLayer, affine, affine_backward
 from xaffine.backends import Backend, numpy
 from xaffine.curvature import kronecker_factors
 from xaffine.per_sample import per_sample_gradients
 from xaffine.testing import PROPERTIES, bounds, check_affine, checks, make_case
+from xaffine.testing.cases import FEATURES
 from xaffine.testing.strategies import cases
 
 
@@ -48,7 +50,7 @@ def test_arrays_of_its_types_take_the_primitives_of_a_library(backend: Backend, 
 
 
 def assert_agree(first: Any, second: Any, values: str, backend: Backend, device: Any = None) -> None:
-    supports = {"no-bias", "empty"}
+    supports = set(FEATURES) - {"vectors", "tensors", "last-axis"}
     # The bfloat16 products of NumPy's standard primitives are float32, which the layer casts.
     dtypes = [d for d in backend.dtypes(device) if (backend.name, d) != ("numpy", "bfloat16")]
     # The exact arithmetic on floats takes a time that grows with the cube of the extents.
@@ -86,8 +88,9 @@ def test_primitives_of_the_standard_have_every_property(
         monkeypatch.setattr(type(backend), name, None)  # which would raise if it were called
     examples = settings().max_examples // 4 if backend.name == "numpy" else 10
     check_affine(
-        AffineLayer, backend=backend.name, device=device, dtype=backend.dtypes(device), max_examples=examples, seed=0
-    )
+        AffineLayer, backend=backend.name, device=device, dtype=backend.dtypes(device), max_examples=examples, seed=0,
+        **ALL,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -131,7 +134,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("prop", PROPERTIES, ids=lambda prop: prop.name)
 def test_blocks_have_every_property(prop: Any, numpy_backend: Backend) -> None:
-    check_affine(AffineLayer, dtype=numpy_backend.dtypes(), max_examples=100, seed=0, properties=[prop])
+    check_affine(AffineLayer, dtype=numpy_backend.dtypes(), max_examples=100, seed=0, properties=[prop], **ALL)
 
 
 @pytest.mark.usefixtures("small_blocks")

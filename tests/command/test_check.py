@@ -19,7 +19,9 @@ from xaffine import __main__
 from xaffine._command import check, worker
 from xaffine._command.worker import WorkerError
 from xaffine.testing import PROPERTIES
+from xaffine.testing.cases import FEATURES
 
+ALL = ("--supports", *(set(FEATURES) - {"last-axis"}))  # whatever it refuses
 # Implementations in a module of their own, as users have them.
 LAYERS = '''
 import os, signal, sys, time
@@ -34,6 +36,9 @@ class Square(Right):
 
 class Deeper:
     Layer = Square
+
+class TakesNothing:
+    pass
 
 class Negative(Right):
     """Has the wrong sign in every case."""
@@ -123,8 +128,9 @@ class WritesResults(Right):
         import json
         from xaffine.testing import PROPERTIES
         for prop in PROPERTIES:
-            facts = {"property": prop.name, "tier": prop.tier, "sentence": "", "holds": True, "finished": True}
-            facts |= {"examples": 3, "worst_error": 0.0, "worst_case": None, "reason": None, "code": None}
+            facts = {"property": prop.name, "tier": prop.tier, "sentence": "", "verdict": "holds", "told": 3}
+            facts |= {"cases": 3, "examples": 3, "worst_error": 0.0, "worst_case": None}
+            facts |= {"reason": None, "code": None, "cause": None}
             write_to_pipes(json.dumps({"event": "result", **facts}).encode() + b"\\n")
         write_to_pipes(b'{"event": "done"}\\n')
         os._exit(0)
@@ -226,7 +232,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def checked(capfd: Any, *arguments: str, examples: int = 10) -> tuple[int, str, str]:
-    code = __main__.main(["check", *arguments, "--seed", "0", "--examples", str(examples)])
+    code = __main__.main(["check", "--large", "0", *arguments, "--seed", "0", "--examples", str(examples)])
     printed = capfd.readouterr()
     return code, printed.out, printed.err
 
@@ -235,9 +241,10 @@ def test_right_implementation(capfd: Any) -> None:
     code, out, err = checked(capfd, "layers:Right", examples=5)
     assert (code, err) == (0, "")
     assert out.startswith("layers:Right on numpy 2")
-    assert "; float32; seed 0\n" in out
+    assert "; float32, float64; seed 0\n" in out
     assert out.count("holds") == len(PROPERTIES)
     assert "FAILS" not in out
+    assert out.endswith(f"\n\nright: {5 * len(PROPERTIES)} cases of {len(PROPERTIES)} properties hold\n")
 
 
 @pytest.fixture(scope="module")
@@ -246,7 +253,8 @@ def square(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("square")
     (folder / "layers.py").write_text(LAYERS)
     arguments = {"target": "layers:Deeper.Layer", "dtype": ["float32", "float64"], "seed": 0, "examples": 100}
-    arguments |= {"backend": "numpy", "device": None, "large": False, "tf32": False, "supports": None, "time_limit": 60}
+    arguments |= {"backend": "numpy", "device": None, "large": 0, "tf32": False, "supports": None, "time_limit": 60}
+    arguments |= {"mixed": True, "only": [], "strict": False, "fail_fast": False, "skip": 0}
     environment = {"PYTHONPATH": os.pathsep.join([str(folder), *sys.path])}
     return list(check.run_worker("xaffine._command.check", arguments, 60, environment))
 
@@ -267,26 +275,27 @@ def test_wrong_implementation(checked_square: Any, folder: Path) -> None:
     assert "backward_is_exact does not hold.\nOn small integers dx is dy Wᵀ" in out
     assert "\ndx came out as\n" in out
     assert "and was expected as\n" in out
-    assert "differences_are_adjoint_to_gradients does not hold either: a step in x changes L by" in out
+    assert "\nFor the same cause: backward_is_within_bounds, differences_are_adjoint_to_gradients, " in out
+    assert out.endswith("\nwrong: dx uses W where Wᵀ belongs\n")
     # The printed code runs, and fails in the same way.
-    script = out.partition("to paste and run:\n\n")[2].partition("\n\nbackward_is_within")[0]
+    script = out.partition("to paste and run:\n\n")[2].partition("\n\nFor the same")[0]
     (folder / "again.py").write_text(script)
     again = subprocess.run([sys.executable, "again.py"], capture_output=True, text=True, timeout=60, check=False)
     assert again.returncode == 1
-    expected = out.partition("exactly.\n\n")[2].splitlines()[0]
+    expected = out.partition("exactly.\n\ndx uses W where Wᵀ belongs: ")[2].splitlines()[0]
     assert f"AssertionError: {expected}" in again.stderr
 
 
 def test_code_to_paste_imports_a_target_within_a_class(checked_square: Any) -> None:
     code, out, _ = checked_square()
     assert code == 1
-    assert "from layers import Deeper as make\nmake = make.Layer\n" in out
+    assert "module = importlib.import_module('layers')\nmake = module.Deeper.Layer\n" in out
 
 
 def test_code_to_paste_imports_a_target_of_a_module(capfd: Any) -> None:
     code, out, err = checked(capfd, "layers:Negative", examples=2)
     assert (code, err) == (1, "")
-    assert "from layers import Negative as make\n" in out
+    assert "module = importlib.import_module('layers')\nmake = module.Negative\n" in out
 
 
 def test_report_as_json(checked_square: Any) -> None:
@@ -297,36 +306,47 @@ def test_report_as_json(checked_square: Any) -> None:
     assert report["dtypes"] == ["float32", "float64"]
     by_name = {result["property"]: result for result in report["properties"]}
     assert list(by_name) == [prop.name for prop in PROPERTIES]
-    assert by_name["forward_is_exact"]["holds"]
+    assert by_name["forward_is_exact"]["verdict"] == "holds"
     assert by_name["forward_is_within_bound"]["worst_case"].startswith("make_case(")
-    assert not by_name["backward_is_exact"]["holds"]
+    assert by_name["backward_is_exact"]["verdict"] == "FAILS"
+    assert (report["verdict"], report["conclusion"]) == ("wrong", by_name["backward_is_exact"]["cause"])
     assert "make_case(" in by_name["backward_is_exact"]["code"]
     assert report["cores"] > 0
 
 
 def test_large_sizes_and_declared_gaps(capfd: Any) -> None:
-    code, out, _ = checked(capfd, "layers:Right", "--large", "--supports", "float32", "tensors", "empty", examples=2)
+    code, out, _ = checked(capfd, "layers:Right", "--large", "8", "--supports", "float32", "tensors", examples=8)
     assert code == 0
     assert "forward_is_exact (large)" in out
-    assert "not tested: no-bias (b may be None)\n" in out
+    assert "not tested: b = None\n" in out
+    assert "not tested: dtype float64\n" in out
 
 
 def test_what_the_implementation_prints_does_not_disturb(capfd: Any) -> None:
-    assert checked(capfd, "layers:Prints", examples=3)[0] == 0
+    assert checked(capfd, "layers:Prints", examples=8)[0] == 0
 
 
 def test_crash_is_reported_with_its_case(capfd: Any) -> None:
-    code, out, _ = checked(capfd, "layers:Crashes")
+    code, out, _ = checked(capfd, "layers:Crashes", *ALL)
     assert code == 3
     assert "forward_is_exact did not finish." in out
     assert "the process was ended by SIGABRT" in out
     assert "case = make_case((" in out
     assert "not tested: backward_is_exact (not reached)" in out
-    assert "\nnot finished: 0 of 14 properties have a verdict; the process was ended by SIGABRT\n" in out
+    assert "\nnot finished: 0 of 15 properties have a verdict; the process was ended by SIGABRT\n" in out
+
+
+def test_end_in_a_first_small_call_is_reported_with_its_case(capfd: Any) -> None:
+    for name, why in (("Exits", "the process ended with exit code 3"), ("Crashes", "the process was ended by SIGABRT")):
+        code, out, err = checked(capfd, f"layers:{name}")
+        assert (code, err) == (3, "")
+        assert out.startswith(f"not finished: {why}, in a first small call: make_case((2, 3")
+    code, out, _ = checked(capfd, "layers:Exits", "--json")
+    assert (code, json.loads(out)["verdict"]) == (3, "not finished")
 
 
 def test_exit_is_reported_with_its_case(capfd: Any) -> None:
-    code, out, _ = checked(capfd, "layers:Exits")
+    code, out, _ = checked(capfd, "layers:Exits", *ALL)
     assert code == 3
     assert "the process ended with exit code 3" in out
 
@@ -336,14 +356,14 @@ def test_what_comes_after_the_last_property_does_not_count(
     capfd: Any, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setattr(worker, "_EXIT_SECONDS", 0.2)
-    code, out, err = checked(capfd, f"layers:{name}", examples=3)
+    code, out, err = checked(capfd, f"layers:{name}", examples=8)
     assert (code, err) == (0, "")
     assert out.count("holds") == len(PROPERTIES)
 
 
 def test_process_that_left_the_group_is_not_waited_for(capfd: Any, folder: Path) -> None:
     start = time.monotonic()
-    code, out, err = checked(capfd, "layers:LeavesItsGroup", examples=3)
+    code, out, err = checked(capfd, "layers:LeavesItsGroup", examples=8)
     assert time.monotonic() - start < 20
     assert (code, err) == (0, "")
     assert out.count("holds") == len(PROPERTIES)
@@ -364,10 +384,10 @@ def test_what_it_prints_without_end_fills_no_memory(capfd: Any) -> None:
 
 
 def test_end_before_the_last_property_is_no_success_with_any_exit_code(capfd: Any) -> None:
-    code, out, _ = checked(capfd, "layers:ExitsInBackward", "--time-limit", "20")
+    code, out, _ = checked(capfd, "layers:ExitsInBackward", "--time-limit", "20", *ALL)
     assert code == 3
     assert "backward_is_exact did not finish." in out
-    assert "\nnot finished: 1 of 14 properties have a verdict; the process ended with exit code 0\n" in out
+    assert "\nnot finished: 1 of 15 properties have a verdict; the process ended with exit code 0\n" in out
     assert "the process ended with exit code 0" in out
 
 
@@ -378,7 +398,7 @@ def test_end_by_an_unnamed_signal_and_words_that_are_no_text(capfd: Any) -> None
 
 
 def test_hang_is_reported_with_its_line(capfd: Any) -> None:
-    code, out, _ = checked(capfd, "layers:Sleeps", "--time-limit", "0.3")
+    code, out, _ = checked(capfd, "layers:Sleeps", "--time-limit", "0.3", *ALL)
     assert code == 3
     assert "forward_is_exact did not finish." in out
     assert "no answer within 0.3 s\n" in out
@@ -386,11 +406,18 @@ def test_hang_is_reported_with_its_line(capfd: Any) -> None:
 
 
 def test_hang_that_no_signal_interrupts_is_ended(capfd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(check, "_GRACE", 5.0)
+    monkeypatch.setattr(check, "_GRACE", 3.0)
+    code, out, _ = checked(capfd, "layers:Deaf", "--time-limit", "0.3", *ALL)
+    assert code == 3
+    assert out.count("no answer within 0.3 s, and none to an interrupt") == 2  # of the first case, and in the verdict
+    assert "case = make_case((" in out
+    assert "\nFor the same cause: backward_is_exact\n" in out  # which was tried in another process
+    assert "not tested: forward_is_within_bound (not reached)\n" in out
     code, out, _ = checked(capfd, "layers:Deaf", "--time-limit", "0.3")
     assert code == 3
-    assert "no answer within 0.3 s, and none to an interrupt" in out
-    assert "case = make_case((" in out
+    assert out.startswith(
+        "not finished: no answer within 0.3 s, and none to an interrupt, in a first small call: make_c"
+    )
 
 
 @pytest.mark.parametrize(
@@ -401,10 +428,10 @@ def test_hang_that_no_signal_interrupts_is_ended(capfd: Any, monkeypatch: pytest
     ],
 )  # fmt: skip
 def test_what_did_not_finish_is_no_success_whatever_it_says(capfd: Any, name: str) -> None:
-    code, out, err = checked(capfd, f"layers:{name}", "--json", examples=3)
+    code, out, err = checked(capfd, f"layers:{name}", "--json", *ALL, examples=3)
     report = json.loads(out)
-    assert (code, err) == (3, "")
-    assert report["not_finished"].partition(" of ")[0] == str(sum(r["holds"] for r in report["properties"]))
+    assert (code, err, report["verdict"]) == (3, "", "not finished")
+    assert report["conclusion"].partition(" of ")[0] == str(sum(r["verdict"] == "holds" for r in report["properties"]))
     reached = {result["property"] for result in report["properties"]}
     assert report["gaps"] == [f"{prop.name} (not reached)" for prop in PROPERTIES if prop.name not in reached]
     assert len(reached) <= 2
@@ -422,10 +449,11 @@ def test_fewer_cases_than_asked_for_are_not_finished(capfd: Any, monkeypatch: py
     def events(*_: Any) -> Any:
         labels = [prop.name for prop in PROPERTIES[:2]]
         facts = {"backend": "numpy", "version": "2", "device": "cpu", "dtypes": ["float32"], "seed": 0, "gaps": []}
+        facts["adapter"] = "layer"
         yield {"event": "plan", **facts, "parts": labels}
         for label, examples in zip(labels, (10, 9), strict=True):
-            result = {"holds": True, "finished": True, "worst_error": 0.0, "tier": "exact"}
-            yield {"event": "result", "property": label, "examples": examples, **result}
+            result = {"verdict": "holds", "worst_error": 0.0, "tier": "exact"}
+            yield {"event": "result", "property": label, "examples": examples, "cases": 10, **result}
 
     monkeypatch.setattr(check, "run_worker", events)
     code, out, _ = checked(capfd, "layers:Right", examples=10)
@@ -437,12 +465,13 @@ def test_worker_that_emits_nothing_could_not_run(capfd: Any, monkeypatch: pytest
     monkeypatch.setattr(check, "run_worker", lambda *_: (event for event in ()))
     code, out, err = checked(capfd, "layers:Right")
     assert (code, out) == (2, "")
-    assert err == "xaffine check could not run: its process ended before anything was checked\n"
+    assert err == "could not run: its process ended before anything was checked\n"
 
 
 def test_end_between_two_cases_says_why(capfd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def events(*_: Any) -> Any:
         facts = {"backend": "numpy", "version": "2", "device": "cpu", "dtypes": ["float32"], "seed": 0, "gaps": []}
+        facts["adapter"] = "layer"
         yield {"event": "plan", **facts, "parts": [PROPERTIES[0].name]}
         raise WorkerError("the process was ended by SIGKILL")
 
@@ -455,10 +484,11 @@ def test_end_between_two_cases_says_why(capfd: Any, monkeypatch: pytest.MonkeyPa
 def test_wrong_is_said_before_not_finished(capfd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def events(*_: Any) -> Any:
         facts = {"backend": "numpy", "version": "2", "device": "cpu", "dtypes": ["float32"], "seed": 0, "gaps": []}
+        facts["adapter"] = "layer"
         labels = [prop.name for prop in PROPERTIES[:3]]
         yield {"event": "plan", **facts, "parts": labels}
-        for label, finished in zip(labels, (False, True, False), strict=True):
-            result = {"holds": False, "finished": finished, "worst_error": 0.0, "tier": "exact", "reason": "so"}
+        for label, verdict in zip(labels, ("not finished", "FAILS", "not finished"), strict=True):
+            result = {"verdict": verdict, "worst_error": 0.0, "tier": "exact", "reason": f"so {label}", "cause": None}
             yield {"event": "result", "property": label, "examples": 1, "sentence": "", "code": "", **result}
 
     monkeypatch.setattr(check, "run_worker", events)
@@ -467,7 +497,7 @@ def test_wrong_is_said_before_not_finished(capfd: Any, monkeypatch: pytest.Monke
     first, second, third = (prop.name for prop in PROPERTIES[:3])
     assert out.index(f"{second} does not hold.") < out.index(f"{first} did not finish: so")
     assert f"{third} did not finish: so" in out
-    assert "\nnot finished: 1 of 3 properties have a verdict; " in out
+    assert out.endswith(f"\nwrong: so {second}\n")
 
 
 def test_processes_of_the_implementation_end_with_it(capfd: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -497,7 +527,7 @@ def gone(pid: int) -> bool:
     ("number", "whom"), [(signal.SIGINT, "process"), (signal.SIGINT, "group"), (signal.SIGTERM, "process")]
 )
 def test_signal_ends_the_check_with_what_was_found(folder: Path, number: signal.Signals, whom: str) -> None:
-    command = [sys.executable, "-m", "xaffine", "check", "layers:Waits", "--seed", "0", "--examples", "8"]
+    command = [sys.executable, "-m", "xaffine", "check", "layers:Waits", "--seed", "0", "--examples", "8", *ALL]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as parent:
@@ -513,8 +543,7 @@ def test_signal_ends_the_check_with_what_was_found(folder: Path, number: signal.
     assert parent.returncode == 128 + number
     assert err == ("xaffine: interrupted\n" if number == signal.SIGINT else "")
     assert re.search(r"^forward_is_exact +exact +holds", out, re.MULTILINE)
-    assert "\nnot finished: " in out
-    assert out.endswith("; interrupted\n")
+    assert re.search(r"\nnot finished: .*; interrupted\n$", out)
     assert gone(int((folder / "pid").read_text()))
 
 
@@ -525,6 +554,26 @@ def test_output_that_nobody_reads_is_one_line() -> None:
     child = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
     os.close(write)
     assert (child.returncode, child.stderr) == (3, "xaffine: not finished: nobody reads what it prints\n")
+
+
+def test_reader_that_leaves_in_the_middle_is_no_wrong_layer() -> None:
+    command = [sys.executable, "-m", "xaffine", "check", "layers:Right", "--examples", "1", "--large", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        assert child.stderr is not None
+        child.stdout.close()
+        assert child.stderr.read() == "xaffine: not finished: nobody reads what it prints\n"
+    assert child.returncode == 3
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the operating system has no device that is always full")
+def test_full_disk_is_one_line() -> None:
+    command = [sys.executable, "-m", "xaffine", "check", "layers:Right", "--examples", "1", "--large", "0"]
+    with Path("/dev/full").open("w") as full:
+        child = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    assert child.returncode == 3
+    assert child.stderr.startswith("xaffine: not finished: ")
+    assert child.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -549,10 +598,12 @@ def test_output_that_nobody_reads_is_one_line() -> None:
         (["layers:Right", "--supports", "x"], "it also has 'x'"),
         (["layers:Right", "--time-limit", "0"], "time_limit above 0"),
         (["layers:Right", "--time-limit", "inf"], "at most 1e+06 s"),
-        (["layers:Right", "--supports", "float64"], "nothing is left to check; not tested: "),
+        (["layers:Right", "--supports", "float16"], "nothing is left to check; not tested: "),
         (["leaves:Right"], "the process ended with exit code 0"),
         (["layers:not_callable.real.nonsense"], "layers has no 'not_callable.real.nonsense'"),
         (["layers.py"], "TARGET is package.module:factory or file.py:factory"),
+        (["layers:TakesNothing"], "making the layer raised TypeError: TakesNothing() takes no arguments"),
+        (["builtins:print"], "are refused: make(W, b) gave None, not a layer with forward and backward"),
         (["layers.py:"], "TARGET is package.module:factory or file.py:factory"),
         ([".py:Right"], "there is no file '.py', seen from "),
         (["missing/layers.py:Right"], "there is no file 'missing/layers.py', seen from "),
@@ -566,7 +617,7 @@ def test_output_that_nobody_reads_is_one_line() -> None:
 def test_what_cannot_run_says_why(capfd: Any, arguments: list[str], message: str) -> None:
     code, out, err = checked(capfd, *arguments)
     assert (code, out) == (2, "")
-    assert err.startswith("xaffine check could not run: ")
+    assert err.startswith("could not run: ")
     assert message in err
     assert "Traceback" not in err
 
@@ -588,7 +639,7 @@ def test_target_in_a_file_imports_what_lies_beside_it(capfd: Any, folder: Path, 
     (sub / "neighbour.py").write_text("from xaffine import AffineLayer\n")
     (sub / "my-layers.py").write_text("import neighbour\nclass Outer:\n    Layer = neighbour.AffineLayer\n")
     for target in (f"{folders}/my-layers.py:Outer.Layer", f"{sub}/my-layers.py:Outer.Layer"):
-        code, out, err = checked(capfd, target, examples=2)
+        code, out, err = checked(capfd, target, examples=8)
         assert (code, err) == (0, "")
         assert out.startswith(f"{target} on numpy 2")
 
@@ -597,7 +648,7 @@ def test_code_of_a_failing_case_imports_a_target_in_a_file(capfd: Any, folder: P
     (folder / "sub").mkdir()
     (folder / "sub" / "my-layers.py").write_text(f"{LAYERS}\nclass Outer:\n    Layer = Negative\n")
     code, out, _ = checked(capfd, "sub/my-layers.py:Outer.Layer", "--json", examples=5)
-    failure = next(result for result in json.loads(out)["properties"] if not result["holds"])
+    failure = next(result for result in json.loads(out)["properties"] if result["verdict"] == "FAILS")
     assert code == 1
     again = subprocess.run(
         [sys.executable, "-c", failure["code"]], capture_output=True, text=True, timeout=60, check=False

@@ -20,24 +20,24 @@ class Plain:
     db: Any = None
 
     def __init__(self, W: Any, b: Any) -> None:
-        self.W, self.b = W, b
+        self.weights, self.bias = W, b
 
     def forward(self, x: Any) -> Any:
-        if math.prod(x.shape[x.ndim > 1 :]) != len(self.W):
+        if math.prod(x.shape[x.ndim > 1 :]) != len(self.weights):
             raise ValueError(x.shape)
-        rows = x.reshape(self.rows(x), len(self.W))
-        y = self.product(rows, self.W)
-        y = y if self.b is None else self.add_bias(y)
+        rows = x.reshape(self.rows(x), len(self.weights))
+        y = self.product(rows, self.weights)
+        y = y if self.bias is None else self.add_bias(y)
         self.x, self.shape = rows, x.shape
-        self.y_shape = (*x.shape[: x.ndim > 1], self.W.shape[1])
+        self.y_shape = (*x.shape[: x.ndim > 1], self.weights.shape[1])
         return y.reshape(self.y_shape)
 
     def backward(self, dy: Any) -> Any:
         if dy.shape != self.y_shape:
             raise ValueError(dy.shape)
-        dy = dy.reshape(len(self.x), self.W.shape[1])
+        dy = dy.reshape(len(self.x), self.weights.shape[1])
         self.dW = self.gradient_of_W(self.x, dy)
-        self.db = None if self.b is None else self.gradient_of_b(dy)
+        self.db = None if self.bias is None else self.gradient_of_b(dy)
         return self.gradient_of_x(dy).reshape(self.shape)
 
     def rows(self, x: Any) -> int:
@@ -47,10 +47,10 @@ class Plain:
         return a @ b
 
     def add_bias(self, y: Any) -> Any:
-        return y + self.b
+        return y + self.bias
 
     def gradient_of_x(self, dy: Any) -> Any:
-        return self.product(dy, self.W.T)
+        return self.product(dy, self.weights.T)
 
     def gradient_of_W(self, x: Any, dy: Any) -> Any:
         return self.product(x.T, dy)
@@ -69,7 +69,7 @@ class DoublesY(Plain):
 
 class TransposesWOnlyIfNotSquare(Plain):
     def gradient_of_x(self, dy: Any) -> Any:
-        return dy @ (self.W if self.W.shape[0] == self.W.shape[1] else self.W.T)
+        return dy @ (self.weights if self.weights.shape[0] == self.weights.shape[1] else self.weights.T)
 
 
 class RollsDx(Plain):
@@ -119,7 +119,7 @@ class KeepsTheAxisOfTheBias(Plain):
 
 class AddsTheBiasToColumns(Plain):
     def add_bias(self, y: Any) -> Any:
-        return y + self.b.reshape(-1, 1) if len(y) == len(self.b) else super().add_bias(y)
+        return y + self.bias.reshape(-1, 1) if len(y) == len(self.bias) else super().add_bias(y)
 
 
 class GivesZerosWithoutABias(Plain):
@@ -139,7 +139,7 @@ class DropsTheImaginaryPart(Plain):
 
 class FlattensInFortranOrder(Plain):
     def forward(self, x: Any) -> Any:
-        rows = x.reshape(self.rows(x), self.W.shape[0], order="F" if x.ndim > 2 else "C")
+        rows = x.reshape(self.rows(x), self.weights.shape[0], order="F" if x.ndim > 2 else "C")
         return super().forward(rows.reshape(x.shape))
 
 
@@ -260,7 +260,7 @@ class TakesStrideZeroForOneRow(Plain):
 
 class ReadsFortranOrderedWAsC(Plain):
     def product(self, a: Any, b: Any) -> Any:
-        if b is self.W and b.flags.f_contiguous and not b.flags.c_contiguous:
+        if b is self.weights and b.flags.f_contiguous and not b.flags.c_contiguous:
             b = b.ravel(order="K").reshape(b.shape)
         return super().product(a, b)
 
@@ -285,8 +285,8 @@ class WritesToX(Plain):
 class WritesToW(Plain):
     def forward(self, x: Any) -> Any:
         y = super().forward(x)
-        if self.W.flags.writeable:
-            self.W *= 2
+        if self.weights.flags.writeable:
+            self.weights *= 2
         return y
 
 
@@ -333,7 +333,7 @@ class AccumulatesDW(Plain):
 
 class WritesDbBeforeItChecksDy(Plain):
     def backward(self, dy: Any) -> Any:
-        self.db = None if self.b is None else np.asarray(dy.sum(0))
+        self.db = None if self.bias is None else np.asarray(dy.sum(0))
         return super().backward(dy)
 
 
@@ -432,6 +432,15 @@ class Bug:
     options: dict[str, Any] = field(default_factory=dict)
 
 
+class ReadsWAfterwards(Plain):
+    def __init__(self, W: Any, b: Any) -> None:
+        super().__init__(W, b)
+        self.W = W
+
+    def gradient_of_x(self, dy: Any) -> Any:
+        return self.product(dy, self.W.T)
+
+
 BUGS = [
     Bug(
         DoublesY, "forward_is_exact", r"y\[",
@@ -461,11 +470,17 @@ BUGS = [
     Bug(FailsOnAnEmptyBatch, "forward_is_exact", "forward raised ValueError: cannot reshape"),
     Bug(DropsAnOddLastRow, "forward_is_exact", r"y\[", ("permuted_rows_permute_results",)),
     Bug(DropsTheLastTile, "forward_is_exact", r"y\["),
-    Bug(DropsTheLastRowBeyondTheFirstTile, "forward_is_exact", r"y\[64, 0\] is 0.0", options={"large": True}),
-    Bug(DropsTheLastColumnBeyondTheFirstTile, "forward_is_exact", r"y\[0, 64\] is 0.0", options={"large": True}),
-    Bug(DropsTheDepthBeyondWholeTiles, "forward_is_exact", r"y\[", options={"large": True}),
-    Bug(RoundsFactorsToTF32, "forward_is_within_bound", "times its rounding bound"),
-    Bug(RoundsFactorsOfDWToTF32, "backward_is_within_bounds", r"dW\[.* times its rounding bound"),
+    Bug(DropsTheLastRowBeyondTheFirstTile, "forward_is_exact", r"y\[65536, 0\] is", options={"large": 200}),
+    Bug(DropsTheLastColumnBeyondTheFirstTile, "forward_is_exact", r"y\[0, 65536\] is", options={"large": 200}),
+    Bug(DropsTheDepthBeyondWholeTiles, "forward_is_exact", r"y\[", options={"large": 200}),
+    Bug(
+        RoundsFactorsToTF32, "forward_is_within_bound", "times its rounding bound",
+        options={"dtype": "float32"},
+    ),
+    Bug(
+        RoundsFactorsOfDWToTF32, "backward_is_within_bounds", r"dW\[.* times its rounding bound",
+        options={"dtype": "float32"},
+    ),
     Bug(
         AccumulatesInHalfPrecision, "forward_is_within_bound", "times its rounding bound",
         options={"dtype": "float16"},
@@ -492,10 +507,11 @@ BUGS = [
     Bug(ReturnsAViewOfASingleRow, "results_are_fresh", r"after a write to the inputs, db\["),
     Bug(KeepsTheFirstX, "backward_belongs_to_latest_forward", r"dW\["),
     Bug(AccumulatesDW, "results_are_fresh", r"dW\[", ("backward_belongs_to_latest_forward",)),
+    Bug(ReadsWAfterwards, "rebound_parameters_are_not_seen", r"dx\["),
     Bug(WritesDbBeforeItChecksDy, "rejected_dy_changes_nothing", "after a rejected dy of shape"),
     Bug(AcceptsAnAxisTooMany, "rejected_dy_changes_nothing", r"dy of shape .* is accepted where .* belongs"),
     Bug(CutsDyToSize, "rejected_dy_changes_nothing", r"dy of shape .* is accepted where .* belongs"),
-    Bug(BroadcastsDy, "rejected_dy_changes_nothing", r"dy of shape \(1, .* is accepted where .* belongs"),
+    Bug(BroadcastsDy, "rejected_dy_changes_nothing", r"dy of shape \(1,.* is accepted where .* belongs"),
     Bug(ForgetsXBeforeItChecksTheNext, "rejected_x_changes_nothing", "backward raised TypeError"),
     Bug(ForgetsGradientsBeforeItChecksX, "rejected_x_changes_nothing", "dW gave None, not an array of numpy"),
     Bug(GivesAnotherResultEachTime, "forward_is_exact", "The same case came out differently when it was run again"),

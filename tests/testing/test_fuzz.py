@@ -104,7 +104,7 @@ def test_a_failure_is_made_small_also_when_the_time_is_over_and_its_line_is_an_e
     numpy = backends.get("numpy")
     with pytest.raises(AssertionError, match="not"):
         properties_of(case)[0].check(WrongForThreeRows, case, numpy)
-    assert [prop.check(Functions, case, numpy) for prop in properties_of(case)] == [0] * len(properties_of(case))
+    assert {prop.check(Functions, case, numpy) for prop in properties_of(case)} <= {0, None}
 
 
 def test_a_warning_is_a_failure(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,6 +20,7 @@ from tests.helpers import peers
 from tests.testing.bugs import Plain, TransposesWOnlyIfNotSquare
 from xaffine import AffineLayer
 from xaffine.testing import PROPERTIES, Case, Property, PropertyError, Report, check_affine, property_tests
+from xaffine.testing.cases import FEATURES
 
 FORWARD_IS_EXACT, BACKWARD_IS_EXACT, FORWARD_IS_WITHIN_BOUND, *_ = PROPERTIES
 
@@ -49,7 +50,7 @@ def failure_of(make: Any, **options: Any) -> PropertyError:
 
 def test_report_says_what_was_tested() -> None:
     report = check_affine(Plain, seed=7, max_examples=20)
-    assert (report.backend, report.seed, report.dtypes) == ("numpy", 7, ("float32",))
+    assert (report.backend, report.seed, report.dtypes) == ("numpy", 7, ("float32", "float64"))
     assert [result.part.label for result in report.results] == [prop.name for prop in PROPERTIES]
     for result in report.results:
         assert result.examples == 20
@@ -57,7 +58,7 @@ def test_report_says_what_was_tested() -> None:
         assert (0 < result.worst_error <= 1) == bounded
         assert (result.worst_case is not None) == bounded
     text = str(report)
-    assert text.startswith(f"numpy {np.__version__} on cpu, float32, seed 7\nholds  forward_is_exact  ")
+    assert text.startswith(f"numpy {np.__version__} on cpu, float32, float64, seed 7\nholds         forward_is_exact  ")
     assert str(report.results[2].worst_case) in text
 
 
@@ -80,7 +81,7 @@ def test_every_run_without_a_seed_has_its_own() -> None:
 
 def test_code_of_a_failure_fails_when_pasted() -> None:
     failure = failure_of(TransposesWOnlyIfNotSquare)
-    imported = "from tests.testing.bugs import TransposesWOnlyIfNotSquare as make"
+    imported = "from tests.testing.bugs import TransposesWOnlyIfNotSquare\nmake = TransposesWOnlyIfNotSquare\n"
     assert imported in failure.code
     assert "# W = [[" in failure.code
     assert failure.case.code in failure.code
@@ -97,27 +98,33 @@ def test_code_for_a_nameless_implementation_leaves_its_name_open() -> None:
 @pytest.mark.parametrize(
     ("supports", "gaps"),
     [
-        ({"no-bias", "vectors", "tensors", "empty"}, []),
-        ({"no-bias", "vectors", "last-axis", "empty"}, []),
-        ({"float32"}, ["no-bias", "vectors", "tensors", "empty"]),
+        (set(FEATURES) - {"last-axis"}, []),
+        (set(FEATURES) - {"tensors"}, []),
+        ({"no-features", "vectors"}, ["tensors", "last-axis", "no-bias", "no-samples", "no-outputs"]),
+        (
+            {"float32"},
+            ["vectors", "tensors", "last-axis", "no-bias", "no-samples", "no-features", "no-outputs", "dtype float64"],
+        ),
     ],
 )
 def test_declared_gap_is_reported_and_not_drawn(supports: set[str], gaps: list[str]) -> None:
     declared = type("Declared", (Plain,), {"supports": supports})
     report, drawn = drawn_cases(declared, seed=0, max_examples=40)
     assert len(drawn) == 40 * len(PROPERTIES)
-    assert [gap.partition(" (")[0] for gap in report.gaps] == gaps
+    assert list(report.gaps) == [FEATURES.get(gap, gap) for gap in gaps]
     ranks = {case.x.values.ndim for case in drawn}
     assert ("vectors" in gaps) == (1 not in ranks)
     assert ("tensors" in gaps) == (max(ranks) == 2)
     assert ("no-bias" in gaps) == all(case.b is not None for case in drawn)
-    assert ("empty" in gaps) == all(case.x.values.size and case.W.values.size for case in drawn)
+    n_and_m = [case.W.values.shape for case in drawn]
+    empty = [any(0 in case.batch for case in drawn), any(n == 0 for n, _ in n_and_m), any(m == 0 for _, m in n_and_m)]
+    assert empty == [name not in gaps for name in ("no-samples", "no-features", "no-outputs")]
     assert ("last-axis" in supports) == any(case.n_batch_axes == -1 for case in drawn)
 
 
 def test_layer_that_declares_what_it_supports_is_tested_within_it() -> None:
     class LastAxis(AffineLayer):
-        supports = frozenset({"no-bias", "vectors", "last-axis", "empty"})
+        supports = frozenset(FEATURES) - {"tensors"}
 
         def __init__(self, W: Any, b: Any) -> None:
             super().__init__(W, b, n_batch_axes=-1)
@@ -126,8 +133,8 @@ def test_layer_that_declares_what_it_supports_is_tested_within_it() -> None:
 
 
 def test_nothing_is_checked_without_a_dtype_in_common() -> None:
-    with pytest.raises(ValueError, match=r"nothing is left to check; not tested: no-bias .* dtype float32"):
-        check_affine(Plain, supports={"vectors", "empty", "float64"})
+    with pytest.raises(ValueError, match=r"nothing is left to check; not tested: an x .* dtype float32"):
+        check_affine(Plain, dtype="float32", supports={"vectors", "float64"})
 
 
 def test_argument_overrides_what_is_declared() -> None:
@@ -146,7 +153,12 @@ def test_argument_overrides_what_is_declared() -> None:
         ({"dtype": ()}, ValueError, "is not among those"),
         ({"dtype": np.float32}, ValueError, "is not among those"),
         ({"time_limit": math.inf}, ValueError, r"at most 1e\+06 s"),
-        ({"properties": []}, ValueError, "nothing is left to check; not tested: no property"),
+        (
+            {"properties": ["exactly"]},
+            ValueError,
+            "no property and no tier is called 'exactly'; there are exact, ",
+        ),
+        ({"properties": []}, ValueError, "nothing is left to check; not tested: "),
         ({"supports": len}, TypeError, "supports is a collection of names"),
         ({"max_examples": 0}, ValueError, "max_examples must be at least 1"),
         ({"time_limit": 0}, ValueError, "time_limit above 0"),
@@ -175,7 +187,9 @@ def test_device_can_be_named() -> None:
 def test_layer_with_batch_axes_that_takes_matrices_alone_gets_no_others() -> None:
     report, drawn = drawn_cases(AffineLayer, supports={"no-bias"}, seed=0, max_examples=30)
     assert {case.x.values.ndim for case in drawn} == {2}
-    assert [gap.partition(" ")[0] for gap in report.gaps] == ["vectors", "tensors", "empty"]
+    assert list(report.gaps) == [
+        FEATURES[name] for name in ("vectors", "tensors", "last-axis", "no-samples", "no-features", "no-outputs")
+    ]
 
 
 def test_exit_on_a_rejected_call_is_a_rejection() -> None:
@@ -187,7 +201,7 @@ def test_exit_on_a_rejected_call_is_a_rejection() -> None:
                 raise SystemExit(2) from error
 
     rejections = [prop for prop in PROPERTIES if prop.name.startswith("rejected")]
-    check_affine(ExitsOnBadInput, seed=0, max_examples=10, properties=rejections)
+    check_affine(ExitsOnBadInput, seed=0, max_examples=10, properties=rejections, strict=True)
 
 
 class Hangs(Plain):
@@ -300,12 +314,13 @@ def test_pytest_form_has_one_test_for_each_property(pytester: pytest.Pytester) -
         from xaffine.testing import property_tests
         from tests.helpers import peers
         test_classic = property_tests(peers.Classic, dtype="float64", max_examples=10)
+        test_strictly = property_tests(peers.Classic, dtype="float64", max_examples=10, strict=True)
         """
     )
     outcomes = pytester.runpytest_inprocess("-p", "no:cacheprovider", "-p", "no:benchmark", "-v")
-    outcomes.assert_outcomes(passed=len(PROPERTIES) - 2, failed=2)
+    outcomes.assert_outcomes(passed=2 * len(PROPERTIES) - 6, failed=3)
     outcomes.stdout.fnmatch_lines(
-        ["*test_classic?forward_is_exact?*PASSED*", "*test_classic?rejected_x_changes_nothing?*FAILED*"]
+        ["*test_classic?forward_is_exact?*PASSED*", "*test_strictly?rejected_x_changes_nothing?*FAILED*"]
     )
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from xaffine import AffineLayer
-from xaffine.testing import PROPERTIES, PropertyError, Summation, check_affine, from_functions
+from xaffine.testing import PROPERTIES, Options, PropertyError, Summation, check_affine, from_functions
 from xaffine.testing.runner import Plan
 
 TF32 = Summation(factors="tf32", cuts=True)
@@ -86,4 +86,4 @@ def test_code_of_a_failure_says_what_was_assumed() -> None:
 @pytest.mark.parametrize("dtype", ["float16", "float64", "int32"])
 def test_tf32_of_another_dtype_is_refused(dtype: str) -> None:
     with pytest.raises(ValueError, match=f"only float32 and complex64 have factors in tf32; dtype has {dtype!r}"):
-        Plan(AffineLayer, dtype=["float32", dtype], summation=TF32)
+        Plan(AffineLayer, Options(dtype=["float32", dtype], summation=TF32))

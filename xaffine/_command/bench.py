@@ -34,7 +34,7 @@ from xaffine._command.target import TargetError, import_target
 from xaffine._command.terminal import print_table, progress_bar
 from xaffine._command.worker import WorkerError, run_worker, serve
 from xaffine.layer import AffineLayer
-from xaffine.testing.checks import last_user_line
+from xaffine.testing._trial import last_user_line
 
 if TYPE_CHECKING:
     import argparse

@@ -165,7 +165,7 @@ def verify(backend: Backend, dtypes: list[str], make: Callable[..., Any] = Affin
             for prop in PROPERTIES:
                 if prop.tier in ("exact", "bounded"):
                     case = make_case(x_shape, m, seed=seed, values=prop.values, dtypes=dtype, n_batch_axes=k)
-                    worst = max(worst, prop.check(make, case, backend))
+                    worst = max(worst, prop.check(make, case, backend) or 0.0)
     return worst
 
 

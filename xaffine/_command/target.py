@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from xaffine.testing.checks import last_user_line
+from xaffine.testing._trial import last_user_line
 
 __all__ = ["TargetError", "import_target"]
 
@@ -53,11 +53,15 @@ def import_target(target: str) -> Any:
     if file is not None and Path(getattr(thing, "__file__", None) or "").resolve() != file.resolve():
         msg = f"{place!r} is not imported, since another module is named {module_name!r}: rename the file"
         raise TargetError(msg)
-    for name in path.split("."):
-        if not hasattr(thing, name):
-            public = [other for other in dir(thing) if not other.startswith("_")]
-            others = [other for other in public if callable(getattr(thing, other, None))]
-            msg = f"{place} has no {path!r}; what it has that can be called: {', '.join(others) or 'nothing'}"
-            raise TargetError(msg)
-        thing = getattr(thing, name)
-    return thing
+    found = []
+    for one in path.split(","):
+        part: Any = thing
+        for name in one.split("."):
+            if not hasattr(part, name):
+                public = [other for other in dir(part) if not other.startswith("_")]
+                others = [other for other in public if callable(getattr(part, other, None))]
+                msg = f"{place} has no {one!r}; what it has that can be called: {', '.join(others) or 'nothing'}"
+                raise TargetError(msg)
+            part = getattr(part, name)
+        found.append(part)
+    return found[0] if len(found) == 1 else tuple(found)

@@ -33,7 +33,10 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], styles: Se
     table = Table(*columns, box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold underline")
     for row, style in zip(rows, styles, strict=True):
         table.add_row(*row, style=style)
-    Console().print(table)
+    console = Console()
+    with console.capture() as captured:  # where a pipe is broken, rich itself would exit with 1, which is "wrong"
+        console.print(table)
+    print(captured.get(), end="")
 
 
 @contextmanager

@@ -39,11 +39,13 @@ class WorkerError(Exception):
     ----------
     timed_out : bool
         It reported nothing for too long and was killed.
+    refused : bool
+        It raised a `TargetError`, whose message this error has.
     """
 
-    def __init__(self, message: str, *, timed_out: bool = False) -> None:
+    def __init__(self, message: str, *, timed_out: bool = False, refused: bool = False) -> None:
         super().__init__(message)
-        self.timed_out = timed_out
+        self.timed_out, self.refused = timed_out, refused
 
 
 def run_worker(
@@ -108,7 +110,7 @@ def run_worker(
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(timeout=_EXIT_SECONDS)
                 if event["event"] == "cannot":
-                    raise WorkerError(event["why"])
+                    raise WorkerError(event["why"], refused=True)
                 return
             yield event
         end = _describe_end(process.wait(timeout=time_limit))

@@ -25,11 +25,15 @@ LAYOUTS = ("C", "Fortran", "reversed", "strided", "read-only")
 """The memory layouts an operand can have; a dy can be ``"broadcast"`` (stride 0) besides."""
 
 FEATURES = {
-    "no-bias": "b may be None",
-    "vectors": "a 1-D x is a single sample",
-    "tensors": "an x of shape (N, d1, d2, ...) is flattened to N samples of n = d1·d2·... features",
-    "last-axis": "an x of shape (..., n) is mapped along its last axis",
-    "empty": "N, n and m may be 0",
+    "matrices": "an x of shape (N, n)",
+    "vectors": "a 1-D x as a single sample",
+    "tensors": "an x of shape (N, d1, d2), flattened to N samples of n = d1·d2 features",
+    "last-axis": "an x of shape (N, T, n), mapped along its last axis",
+    "four-axes": "an x of four axes",
+    "no-bias": "b = None",
+    "no-samples": "N = 0",
+    "no-features": "n = 0",
+    "no-outputs": "m = 0",
 }
 """What an implementation may declare that it supports, in a collection called ``supports``, beside names of dtypes."""
 

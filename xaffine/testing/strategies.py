@@ -14,7 +14,7 @@ from xaffine.testing.cases import FEATURES, LAYOUTS, Case, largest_extent, make_
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-__all__ = ["cases", "extents", "large_cases"]
+__all__ = ["cases", "extents", "large_cases", "long_cases"]
 
 # Which dtypes meet in one call: any of one group.
 _GROUPS: tuple[frozenset[str], ...] = (
@@ -80,6 +80,7 @@ def cases(
     max_extent: int = 24,
     mixed: bool = True,
     supports: Collection[str] = tuple(FEATURES),
+    layouts: Sequence[str] = (*LAYOUTS, "broadcast"),
     batch_axes: bool = True,
 ) -> Case:
     """Cases of one forward and backward.
@@ -96,6 +97,8 @@ def cases(
         Whether x, W, b and dy may differ in dtype.
     supports : collection of str
         Which of `xaffine.testing.cases.FEATURES` to draw.
+    layouts : sequence of str
+        Which of `xaffine.testing.cases.LAYOUTS` to draw, and "broadcast" for dy.
     batch_axes : bool
         Whether to draw every slice with its `n_batch_axes`, rather than the shapes in `supports` alone.
 
@@ -114,17 +117,24 @@ def cases(
     floating = [dtype for dtype in dtypes if "int" not in dtype]
     names = _draw_dtypes(draw, floating if values == "floats" else dtypes, mixed=mixed)
     limit = min(max_extent, largest_extent(names, values))
-    smallest = 0 if "empty" in supports else 1
+    smallest = "no-outputs" not in supports
 
-    batch, features, n_batch_axes = _draw_shape(draw, limit, smallest, supports, batch_axes=batch_axes)
+    batch, features, n_batch_axes = _draw_shape(draw, limit, supports, batch_axes=batch_axes)
     # Square W and square y on purpose: there a forgotten transpose has the right shape.
     m = draw(st.sampled_from([-1, -1, math.prod(features), math.prod(batch)]))
-    m = _draw_extent(draw, smallest, limit) if m < 0 else m
-    return _draw_case(draw, (*batch, *features), m, supports, values=values, dtypes=names, n_batch_axes=n_batch_axes)
+    m = _draw_extent(draw, smallest, limit) if m < smallest else m
+    options: Any = {"values": values, "dtypes": names, "n_batch_axes": n_batch_axes}
+    return _draw_case(draw, (*batch, *features), m, supports, layouts, **options)
 
 
 @st.composite
-def large_cases(draw: st.DrawFn, dtypes: Sequence[str], *, supports: Collection[str] = tuple(FEATURES)) -> Case:
+def large_cases(
+    draw: st.DrawFn,
+    dtypes: Sequence[str],
+    *,
+    supports: Collection[str] = tuple(FEATURES),
+    layouts: Sequence[str] = (*LAYOUTS, "broadcast"),
+) -> Case:
     """Cases whose extents lie at the edges of tiles, with tall, wide and deep ones among them.
 
     Parameters
@@ -132,12 +142,15 @@ def large_cases(draw: st.DrawFn, dtypes: Sequence[str], *, supports: Collection[
     dtypes : sequence of str
         The dtypes to draw from; one for all operands.
     supports : collection of str
-        Which of `xaffine.testing.cases.FEATURES` to draw: here only "no-bias" counts.
+        Which of `xaffine.testing.cases.FEATURES` to draw: here "no-bias" counts, and "matrices", since without it x
+        is mapped along its last axis.
+    layouts : sequence of str
+        As in `cases`.
 
     Returns
     -------
     SearchStrategy of Case
-        Of values "units", in which all sums are exact, and at most 2²⁵ products.
+        Of values "units", in which all sums are exact, and at most 2²² products.
 
     Examples
     --------
@@ -147,12 +160,46 @@ def large_cases(draw: st.DrawFn, dtypes: Sequence[str], *, supports: Collection[
     """
     dtype = draw(st.sampled_from(list(dtypes)))
     limit = largest_extent([dtype], "units")
-    shape, room = [1, 1, 1], 2**25
+    shape, room = [1, 1, 1], 2**22
     for axis in draw(st.permutations(range(3))):
         shape[axis] = draw(st.sampled_from([e for e in _EDGES if e <= min(limit, room)]))
         room //= shape[axis]
     N, n, m = shape
-    return _draw_case(draw, (N, n), m, supports, values="units", dtypes=dtype)
+    x_shape, k = _large_form(N, n, supports)
+    return _draw_case(draw, x_shape, m, supports, layouts, values="units", dtypes=dtype, n_batch_axes=k)
+
+
+def long_cases(dtypes: Sequence[str], supports: Collection[str]) -> list[Case]:
+    """Cases that have each axis as long as `large_cases` draws it: few random ones all do.
+
+    Parameters
+    ----------
+    dtypes : sequence of str
+        The one that holds the most integers is that of all operands.
+    supports : collection of str
+        As in `large_cases`.
+
+    Returns
+    -------
+    list of Case
+        One for N, one for n, and one for m.
+
+    Examples
+    --------
+    >>> [(case.N, *case.W.values.shape) for case in long_cases(["float16", "float32"], {"matrices"})]
+    [(65537, 3, 3), (3, 65537, 3), (3, 3, 65537)]
+    """
+    limit, dtype = max((largest_extent([dtype], "units"), dtype) for dtype in dtypes)
+    long = max(extent for extent in _EDGES if extent <= limit)
+    long_cases = []
+    for N, n, m in ((long, 3, 3), (3, long, 3), (3, 3, long)):
+        x_shape, k = _large_form(N, n, supports)
+        long_cases.append(make_case(x_shape, m, seed=0, values="units", dtypes=dtype, n_batch_axes=k))
+    return long_cases
+
+
+def _large_form(N: int, n: int, supports: Collection[str]) -> tuple[tuple[int, ...], int | None]:
+    return ((N, n), None) if "matrices" in supports else ((1, N, n), -1)
 
 
 # One below, at and one above the usual widths of tiles and blocks, and the length of a long axis.
@@ -161,7 +208,7 @@ _EDGES = (1, 2, 3, *(2**i + d for i in (4, 5, 6, 7, 8, 9, 10, 12, 16) for d in (
 
 # Of each form of x: the least and most batch extents, those of the features, and n_batch_axes.
 _FORMS: dict[str, tuple[tuple[int, int] | None, tuple[int, int], int | None]] = {
-    "matrix": ((1, 1), (1, 1), None),
+    "matrices": ((1, 1), (1, 1), None),
     "vectors": (None, (1, 1), None),
     "tensors": ((1, 1), (2, 3), None),
     "last-axis": ((2, 3), (1, 1), -1),
@@ -169,32 +216,40 @@ _FORMS: dict[str, tuple[tuple[int, int] | None, tuple[int, int], int | None]] = 
 
 
 def _draw_shape(
-    draw: st.DrawFn, limit: int, smallest: int, supports: Collection[str], *, batch_axes: bool
+    draw: st.DrawFn, limit: int, supports: Collection[str], *, batch_axes: bool
 ) -> tuple[tuple[int, ...], tuple[int, ...], int | None]:
     """Batch extents, feature extents, and the n_batch_axes that tells them apart."""
-    draw_extents = partial(_draw_extents, draw, limit, smallest)
+    draw_batch, draw_features = (
+        partial(_draw_extents, draw, limit, name not in supports) for name in ("no-samples", "no-features")
+    )
     if batch_axes:
-        batch = draw_extents(0, 3)
-        features = draw_extents(0 if batch else 1, 3)
+        batch = draw_batch(0, 3)
+        features = draw_features(0 if batch else 1, 3)
         ndim, k = len(batch) + len(features), len(batch)
         spellings: list[Any] = [k, *([k - ndim] if k < ndim else [])]
         if k == (0 if ndim == 1 else 1):
             spellings.append(None)
         return batch, features, draw(st.sampled_from(spellings))
     # Mostly matrices: a single vector exercises no sum over the batch.
-    forms = ["matrix"] * 3 + [form for form in _FORMS if form == "matrix" or form in supports]
+    forms = [form for form in _FORMS if form in supports]
+    forms += ["matrices"] * 3 * ("matrices" in supports)
     batch_counts, feature_counts, n_batch_axes = _FORMS[draw(st.sampled_from(forms))]
-    batch = draw_extents(*batch_counts) if batch_counts else ()
-    return batch, draw_extents(*feature_counts), n_batch_axes
+    batch, features = (
+        () if counts is None else draw_some(counts[0], counts[1] if "four-axes" in supports else min(counts[1], 2))
+        for draw_some, counts in ((draw_batch, batch_counts), (draw_features, feature_counts))
+    )
+    return batch, features, n_batch_axes
 
 
-def _draw_case(draw: st.DrawFn, x_shape: tuple[int, ...], m: int, supports: Collection[str], **options: Any) -> Case:
-    layouts = [draw(st.sampled_from(LAYOUTS)) for _ in range(3)]
-    batch = x_shape[: count_batch_axes(x_shape, options.get("n_batch_axes"))]
+def _draw_case(
+    draw: st.DrawFn, x_shape: tuple[int, ...], m: int, supports: Collection[str], layouts: Sequence[str], **options: Any
+) -> Case:
+    for_all = [layout for layout in layouts if layout != "broadcast"]
+    batch = x_shape[: count_batch_axes(x_shape, options["n_batch_axes"])]
     # Stride 0 often: a dy from a sum has it, and few cases have the rows to show what it breaks.
-    dy_layouts = (*LAYOUTS, *["broadcast"] * 3) if batch else LAYOUTS
+    for_dy = [*for_all, *["broadcast"] * (3 if batch and "broadcast" in layouts else 0)]
     options["seed"] = draw(st.integers(0, 2**32 - 1))
-    options["layouts"] = (*layouts, draw(st.sampled_from(dy_layouts)))
+    options["layouts"] = tuple(draw(st.sampled_from(some)) for some in (for_all, for_all, for_all, for_dy))
     options["bias"] = draw(st.booleans()) if "no-bias" in supports else True
     return make_case(x_shape, m, **options)
 

@@ -1,0 +1,149 @@
+"""What an implementation takes: what it declares, or what one small case of each ability shows."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from xaffine.testing import bounds
+from xaffine.testing._timer import HungError, time_limit
+from xaffine.testing._trial import Trial, takes_batch_axes
+from xaffine.testing.cases import FEATURES, LAYOUTS, make_case
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from xaffine.backends import Backend
+    from xaffine.testing._trial import Make
+    from xaffine.testing.cases import Case
+    from xaffine.testing.options import Options
+
+__all__ = ["Abilities", "declared", "probed"]
+
+# The forms of x, the likeliest first: a shape whose extents differ, so that no wrong reading fits, and n_batch_axes.
+_FORMS: dict[str, tuple[tuple[int, ...], int | None]] = {
+    "matrices": ((2, 3), None), "last-axis": ((2, 3, 4), -1), "tensors": ((2, 3, 4), None), "vectors": ((3,), None),
+}  # fmt: skip
+_OUTPUTS = 5
+_ALL_LAYOUTS = (*LAYOUTS, "broadcast")
+
+
+class Abilities(NamedTuple):
+    """What is drawn for an implementation, and what is not."""
+
+    features: set[str]
+    """Out of `FEATURES`."""
+    layouts: tuple[str, ...]
+    """Out of `LAYOUTS`, and "broadcast" for dy."""
+    dtypes: tuple[str, ...]
+    gaps: list[str]
+    """What it does not take, each with the reason."""
+    hung: bool = False
+    """Whether a first small call gave no answer."""
+
+
+def declared(make: Make, supports: Any, dtypes: tuple[str, ...]) -> Abilities:
+    """The abilities that an implementation, or who checks it, names: they are drawn whatever it does with them.
+
+    Raises
+    ------
+    TypeError
+        It is no collection of names.
+    ValueError
+        A name is neither a feature nor a dtype, or two features contradict each other.
+    """
+    if not isinstance(supports, Collection) or isinstance(supports, str):
+        msg = f"supports is a collection of names, such as {{'no-bias', 'vectors'}}; it came as {supports!r}"
+        raise TypeError(msg)
+    features = {name for name in supports if name in FEATURES}
+    own = set(supports) - features
+    if strangers := [repr(name) for name in own if not bounds.is_dtype(name)]:
+        msg = f"supports names features ({', '.join(FEATURES)}) and dtypes; it also has {', '.join(strangers)}"
+        raise ValueError(msg)
+    if {"tensors", "last-axis"} <= features and not takes_batch_axes(make):
+        msg = "supports has both 'tensors' and 'last-axis', two readings of the same x; leave out one"
+        raise ValueError(msg)
+    features |= {"matrices", "four-axes"}
+    missing = [f for f in FEATURES if f not in features and not ({f, *features} >= {"tensors", "last-axis"})]
+    gaps = [FEATURES[feature] for feature in missing]
+    taken = tuple(dtype for dtype in dtypes if not own or dtype in own)
+    gaps += [f"dtype {dtype}" for dtype in dtypes if dtype not in taken]
+    return Abilities(features, _ALL_LAYOUTS, taken, gaps)
+
+
+def probed(
+    make: Make,
+    backend: Backend,
+    device: Any,
+    dtypes: tuple[str, ...],
+    options: Options,
+    before: Callable[[Case], None] | None,
+) -> Abilities:
+    """The abilities that an implementation shows: what it refuses is a gap, what it accepts is held to account.
+
+    A refusal is an exception, or a y of another shape than the form of x asks for. `before` is called with each case.
+
+    Raises
+    ------
+    ValueError
+        It refuses each form of x.
+    """
+    hung = ""
+
+    def refusal(dtype: str, shape: tuple[int, ...], k: int | None, m: int = _OUTPUTS, **more: Any) -> str | None:
+        nonlocal hung
+        if hung:
+            return f"not tried after {hung}"
+        case = make_case(shape, m, seed=0, dtypes=dtype, n_batch_axes=k, **more)
+        if before is not None:
+            before(case)
+        trial = None
+        try:
+            with time_limit(options.time_limit):
+                trial = Trial(make, case, backend, device)
+                y = trial.forward(trial.inputs["x"])
+                if len(shape) != 2 and case.N and tuple(y.shape) != case.dy.values.shape:  # another reading of x
+                    return f"y has the shape {tuple(y.shape)}, not {case.dy.values.shape}"
+                trial.gradients()
+        except HungError as error:
+            hung = str(error).partition("\n")[0]
+        except AssertionError as error:
+            no_layer = trial is None and error.__cause__ is None
+            refuses = no_layer or isinstance(error.__cause__, Exception)
+            return str(error).partition("\n")[0] if refuses else None
+        except KeyboardInterrupt:  # the user's
+            raise
+        except BaseException:  # no clean refusal
+            return None
+        return None
+
+    tried = {(form, dtype): refusal(dtype, *_FORMS[form]) for form in _FORMS for dtype in dtypes}
+    taken = tuple(dtype for dtype in dtypes if any(tried[form, dtype] is None for form in _FORMS))
+    if not taken and refusal(dtypes[0], (2, 3), None, m=3) is None:  # a transpose is missing
+        tried["matrices", dtypes[0]], taken = None, dtypes[:1]
+    if not taken:
+        why = tried["matrices", dtypes[0]]
+        msg = (
+            f"x (2, 3), W (3, 5), b (5,) and dy (2, 5) in {dtypes[0]} are refused: {why}. What is checked is called as "
+            f"layer = make(W, b), y = layer.forward(x), dx = layer.backward(dy), and leaves layer.dW and layer.db"
+        )
+        raise ValueError(msg)
+    found: dict[str, str | None] = {form: tried[form, taken[0]] for form in _FORMS}
+    base = next(form for form in _FORMS if found[form] is None)
+    shape, k = _FORMS[base]
+    first = taken[0]
+    tall = "last-axis" if found["last-axis"] is None else "tensors"
+    found["four-axes"] = found[tall] or refusal(first, (2, 3, 4, 2), _FORMS[tall][1])
+    found["no-bias"] = refusal(first, shape, k, bias=False)
+    if base != "vectors":
+        found["no-samples"] = refusal(first, (0, *shape[1:]), k)
+    found["no-features"] = refusal(first, (*shape[:-1], 0), k)
+    found["no-outputs"] = refusal(first, shape, k, m=0)
+    layouts = {layout: refusal(first, shape, k, layouts=(layout,) * 4) for layout in LAYOUTS}
+    layouts["broadcast"] = refusal(first, shape, k, layouts=("C", "C", "C", "broadcast"))
+    gaps = [f"{FEATURES[name]} ({why})" for name, why in found.items() if why is not None]
+    gaps += [f"operands in the layout {name!r} ({why})" for name, why in layouts.items() if why is not None]
+    gaps += [f"dtype {dtype} ({tried[base, dtype]})" for dtype in dtypes if dtype not in taken]
+    accepted = tuple(name for name, why in layouts.items() if why is None)
+    features = {name for name, why in found.items() if why is None}
+    return Abilities(features, accepted or ("C",), taken, gaps, hung=bool(hung))

@@ -1,0 +1,268 @@
+"""Make a layer of what is none: a module or an autograd function of torch, a function, a pair of functions."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from xaffine.testing._trial import Make
+
+__all__ = ["Adapter", "adapt", "from_functions"]
+
+Adapter: TypeAlias = Literal["layer", "torch module", "torch function", "function", "pair"]
+"""What is adapted."""
+
+_LIBRARIES = {"torch module": "torch", "torch function": "torch"}
+
+
+def adapt(target: Any, backend: str | None = None, adapter: Adapter | None = None) -> tuple[Make, Adapter, str]:
+    """Make a layer of what is to be checked.
+
+    Parameters
+    ----------
+    target : callable or pair of callables
+        A factory ``make(W, b)``, as it is; a class derived from ``torch.nn.Module``, called as ``Module(n, m)`` or with
+        ``bias=False``, whose parameters are a weight (m, n) or (n, m) and a bias; one derived from
+        ``torch.autograd.Function`` or a function of torch or JAX, called with x, W (in either orientation) and b, and
+        differentiated by its library; or the pair of a forward ``(x, W, b)`` and a backward, which takes dy and what
+        forward returned beside y, or ``(dy, x, W, b)``, and returns dx, dW and db.
+    backend : str, optional
+        The name of the backend whose arrays it takes; by default that of the adapter, "numpy" where it has none.
+    adapter : str, optional
+        "layer", "torch module", "torch function", "function" or "pair"; by default what the target looks like.
+
+    Returns
+    -------
+    make, adapter, backend
+        The factory of `check_affine`, and what was chosen.
+
+    Raises
+    ------
+    ValueError
+        There is no such adapter, or the backend is not that of the adapter, or cannot differentiate.
+
+    Examples
+    --------
+    >>> from xaffine import AffineLayer
+    >>> adapt(AffineLayer)[1:]
+    ('layer', 'numpy')
+    >>> def forward(x, W, b): return x @ W + b, (x, W)
+    >>> def backward(dy, cache): return dy @ cache[1].T, cache[0].T @ dy, dy.sum(0)
+    >>> make, *chosen = adapt((forward, backward))
+    >>> chosen
+    ['pair', 'numpy']
+    """
+    kind = _kind(target) if adapter is None else adapter
+    if kind not in get_args(Adapter):
+        msg = f"there is no adapter {kind!r}; there are {', '.join(map(repr, get_args(Adapter)))}"
+        raise ValueError(msg)
+    own = _LIBRARIES.get(kind) or backend or "numpy"
+    if backend not in (None, own):
+        msg = f"a {kind} takes arrays of {own}, not of {backend}"
+        raise ValueError(msg)
+    if kind == "layer":
+        return target, kind, own
+    if kind == "pair":
+        return from_functions(*target), kind, own
+    if own not in ("torch", "jax"):
+        msg = (
+            f"torch and JAX differentiate a function of x, W and b, and {own} does not: name one of them as the backend"
+        )
+        raise ValueError(msg)
+    differentiated = _Torch if own == "torch" else _Jax
+    if kind == "torch module":
+        return _Module.of(target), kind, own
+    function = target.apply if kind == "torch function" else target
+    return type(differentiated.__name__, (differentiated,), {"function": staticmethod(function)}), kind, own
+
+
+def _kind(target: Any) -> Adapter:
+    """What a target looks like."""
+    if isinstance(target, tuple):
+        return "pair"
+    bases = [f"{base.__module__}.{base.__name__}" for base in getattr(target, "__mro__", ())]
+    if "torch.nn.modules.module.Module" in bases:
+        return "torch module"
+    if "torch.autograd.function.Function" in bases:
+        return "torch function"
+    if not isinstance(target, type):
+        try:
+            parameters = inspect.signature(target).parameters.values()
+        except (TypeError, ValueError):  # a builtin, which makes no layer
+            return "function"
+        positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        if len(positional) > 2 and positional[2].name != "n_batch_axes":
+            return "function"
+    return "layer"
+
+
+class _Differentiated:
+    """A layer whose gradients a library computes of its forward."""
+
+    function: Callable[..., Any]
+    zeros: Callable[[tuple[int, ...], Any], Any]
+    """Makes an array like another one, of zeros."""
+    is_transposed: bool | None = None
+    """Whether it takes a weight (m, n), as three features and five outputs show."""
+    dW: Any = None
+    db: Any = None
+
+    def __init__(self, W: Any, b: Any) -> None:
+        self.operands = W, b
+        if self.is_transposed is None:
+            x, *others = (self.zeros(shape, W) for shape in ((2, 3), (3, 5), (5,)))
+            accepted = [_accepts(self.function, x, weight, others[1]) for weight in (others[0], others[0].T)]
+            type(self).is_transposed = accepted == [False, True]
+
+    def call(self, x: Any, W: Any, b: Any) -> Any:
+        """The function, with the orientation of W that it takes."""
+        return self.function(x, W.T if self.is_transposed else W, b)
+
+
+def _accepts(function: Callable[..., Any], *arrays: Any) -> bool:
+    try:
+        function(*arrays)
+    except Exception:  # whatever it raises
+        return False
+    return True
+
+
+class _Torch(_Differentiated):
+    """By torch's autograd, whose gradients of complex numbers are conjugates of the plain transposes."""
+
+    @staticmethod
+    def zeros(shape: tuple[int, ...], like: Any) -> Any:
+        return like.new_zeros(shape)
+
+    def leaves(self, x: Any) -> list[Any]:
+        """Tensors of x, W and b, in the same memory, of which gradients are wanted."""
+        return [None if each is None else each.detach().requires_grad_() for each in (x, *self.operands)]
+
+    def forward(self, x: Any) -> Any:
+        self.tensors = self.leaves(x)
+        self.y = self.call(*self.tensors)
+        return self.y.detach()
+
+    def backward(self, dy: Any) -> Any:
+        torch = importlib.import_module("torch")
+        wanted = [tensor for tensor in self.tensors if tensor is not None]
+        found = torch.autograd.grad(self.y, wanted, dy.conj(), retain_graph=True, materialize_grads=True)
+        dx, self.dW, *db = (gradient.conj().resolve_conj().clone() for gradient in found)  # which may be dy itself
+        self.db = db[0] if db else None
+        return dx
+
+
+class _Module(_Torch):
+    """A module of torch, with parameters of its own."""
+
+    kind: Callable[..., Any]
+
+    @classmethod
+    def of(cls, kind: Callable[..., Any]) -> type[_Module]:
+        """The layer of a class of modules, whose orientation a small one shows."""
+        weight, _ = _parameters(kind(3, 5), 3, 5)
+        made = {"kind": staticmethod(kind), "is_transposed": tuple(weight.shape) == (5, 3)}
+        return type("Module", (cls,), made)
+
+    def __init__(self, W: Any, b: Any) -> None:
+        super().__init__(W, b)
+        n, m = W.shape
+        module = self.kind(n, m) if b is not None else self.kind(n, m, bias=False)
+        self.module = module.to(device=W.device, dtype=W.dtype)
+        self.weight, self.bias = _parameters(self.module, n, m)
+        if (b is None) != (self.bias is None):
+            msg = "a bias goes with a module that has one"
+            raise TypeError(msg)
+        self.weight.data = W.T if self.is_transposed else W
+        if b is not None:
+            self.bias.data = b
+
+    def leaves(self, x: Any) -> list[Any]:
+        return [x.detach().requires_grad_(), self.weight, self.bias]
+
+    def call(self, x: Any, *_: Any) -> Any:
+        return self.module(x)
+
+    def backward(self, dy: Any) -> Any:
+        dx = super().backward(dy)
+        if self.is_transposed:
+            self.dW = self.dW.T
+        return dx
+
+
+def _parameters(module: Any, n: int, m: int) -> tuple[Any, Any]:
+    """The weight and the bias of a module."""
+    parameters = list(module.parameters())
+    weights = [each for each in parameters if tuple(each.shape) in ((n, m), (m, n))]
+    biases = [each for each in parameters if tuple(each.shape) == (m,)]
+    if len(weights) != 1 or len(weights) + len(biases) != len(parameters) or len(biases) > 1:
+        shapes = ", ".join(str(tuple(each.shape)) for each in parameters) or "none"
+        msg = f"a module of {n} features and {m} outputs must have a weight and at most a bias, and has {shapes}"
+        raise ValueError(msg)
+    return weights[0], biases[0] if biases else None
+
+
+class _Jax(_Differentiated):
+    """By JAX."""
+
+    @staticmethod
+    def zeros(shape: tuple[int, ...], like: Any) -> Any:
+        return importlib.import_module("jax.numpy").zeros(shape, like.dtype)
+
+    def forward(self, x: Any) -> Any:
+        jax = importlib.import_module("jax")
+        operands = [each for each in (x, *self.operands) if each is not None]
+        y, self.vjp = jax.vjp(lambda x, W, b=None: self.call(x, W, b), *operands)
+        return y
+
+    def backward(self, dy: Any) -> Any:
+        dx, self.dW, *db = self.vjp(dy)
+        self.db = db[0] if db else None
+        return dx
+
+
+def from_functions(forward: Callable[..., Any], backward: Callable[..., Any]) -> Make:
+    """Make a layer of a pair of functions.
+
+    Parameters
+    ----------
+    forward : callable
+        ``forward(x, W, b)`` returns y, or y and what its backward needs; b may be None.
+    backward : callable
+        ``backward(dy, x, W, b) -> (dx, dW, db)``; or ``backward(dy, cache)``, if forward returns a cache.
+
+    Returns
+    -------
+    callable
+        The `make` of `check_affine`.
+
+    Examples
+    --------
+    >>> from xaffine import affine, affine_backward
+    >>> from xaffine.testing import check_affine
+    >>> report = check_affine(from_functions(affine, affine_backward), max_examples=5, seed=0)
+    """
+
+    class Pair:
+        dW: Any = None
+        db: Any = None
+
+        def __init__(self, W: Any, b: Any) -> None:
+            self._operands = W, b
+            self._cache: Any = None
+
+        def forward(self, x: Any) -> Any:
+            W, b = self._operands
+            y, *cache = result if isinstance(result := forward(x, W, b), tuple) else (result,)
+            self._cache = cache or (x, W, b)
+            return y
+
+        def backward(self, dy: Any) -> Any:
+            dx, self.dW, self.db = backward(dy, *self._cache)
+            return dx
+
+    return Pair
