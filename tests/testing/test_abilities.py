@@ -241,10 +241,6 @@ def test_a_property_that_could_show_nothing_is_mistrusted() -> None:
     silent = Property("exact", "integers", lambda *_: None)
     (result,) = check_affine(Plain, seed=0, max_examples=5, properties=[silent]).results
     assert (result.verdict, result.examples, result.told) == ("MISTRUSTED", 5, 0)
-    zeros = type("Zeros", (Plain,), {"supports": {"float32"}})
-    report = check_affine(zeros, seed=0, max_examples=1, properties=["forward_is_exact"])
-    told = report.results[0].told
-    assert report.results[0].verdict == ("holds" if told else "MISTRUSTED")
     assert all(result.told for result in check_affine(Plain, seed=0).results)
 
 

@@ -161,6 +161,7 @@ def test_argument_overrides_what_is_declared() -> None:
         ({"properties": []}, ValueError, "nothing is left to check; not tested: "),
         ({"supports": len}, TypeError, "supports is a collection of names"),
         ({"max_examples": 0}, ValueError, "max_examples must be at least 1"),
+        ({"large": -1}, ValueError, "large at least 0, .* they are 100, -1 and 60"),
         ({"time_limit": 0}, ValueError, "time_limit above 0"),
         ({"supports": "empty"}, TypeError, "supports is a collection of names"),
         ({"supports": {"biases"}}, ValueError, "it also has 'biases'"),

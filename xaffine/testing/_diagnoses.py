@@ -45,7 +45,7 @@ def diagnose(make: Make, case: Case, backend: Backend, device: Any, seconds: flo
         if any(array.shape != each.owed[name][0] for name, array in first.items()):
             return None  # likewise
         causes = dict.fromkeys(_causes(each, first, again))
-        if causes:  # else the mistake does not show on the first of the two
+        if causes:  # else the mistake does not show on this case
             named = "; ".join(filter(None, causes))
             return f"{where.lstrip()}{named}" if named else None
     return None

@@ -45,8 +45,9 @@ class Options:
         The cases follow from it; by default a fresh one, which the report names.
     supports : collection of str, optional
         What the implementation does, out of `xaffine.testing.cases.FEATURES` and names of dtypes (with none, any
-        dtype). By default the attribute ``supports`` of what is checked, and without one all features but "last-axis".
-        What is missing is reported as a gap and not tested.
+        dtype); it is tested also where it is refused. By default the attribute ``supports`` of what is checked, and
+        without one each feature, layout and dtype is tried on a small case. What is missing or refused is reported as
+        a gap and not tested.
     time_limit : float
         Seconds that one case may take. Needs the main thread and an operating system with interval timers; a call that
         never returns to Python is not interrupted (``xaffine check`` ends that, too).
@@ -66,7 +67,7 @@ class Options:
     Raises
     ------
     ValueError
-        ``max_examples`` or ``time_limit`` is out of range, or there is no property or tier of a name.
+        ``max_examples``, ``large`` or ``time_limit`` is out of range, or there is no property or tier of a name.
 
     Examples
     --------
@@ -94,10 +95,10 @@ class Options:
     target: str | None = None
 
     def __post_init__(self) -> None:
-        if self.max_examples < 1 or not 0 < self.time_limit <= LONGEST:
+        if self.max_examples < 1 or self.large < 0 or not 0 < self.time_limit <= LONGEST:
             msg = (
-                f"max_examples must be at least 1, and time_limit above 0 and at most {LONGEST:g} s; they are "
-                f"{self.max_examples} and {self.time_limit}"
+                f"max_examples must be at least 1, large at least 0, and time_limit above 0 and at most {LONGEST:g} s; "
+                f"they are {self.max_examples}, {self.large} and {self.time_limit}"
             )
             raise ValueError(msg)
         known = dict.fromkeys([*(prop.tier for prop in PROPERTIES), *(prop.name for prop in PROPERTIES)])

@@ -169,7 +169,7 @@ class Report:
     seed : int
         Makes the same cases again.
     gaps : tuple of str
-        What the implementation declares that it does not do, which was not tested.
+        What the implementation refuses, or does not declare, which was not tested.
     results : tuple of Result
         One for each property.
 
