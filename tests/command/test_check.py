@@ -212,6 +212,12 @@ class Waits(Right):
             time.sleep(1000)
         return super().backward(dy)
 
+class Rude(Right):
+    """Sees a W that was bound after the forward."""
+    def backward(self, dy):
+        dx = super().backward(dy)
+        return (dy @ self.W.T).reshape(dx.shape)
+
 not_callable = 3
 '''
 
@@ -320,6 +326,26 @@ def test_large_sizes_and_declared_gaps(capfd: Any) -> None:
     assert "forward_is_exact (large)" in out
     assert "not tested: b = None\n" in out
     assert "not tested: dtype float64\n" in out
+
+
+def test_manners_count_where_they_are_asked_for(capfd: Any) -> None:
+    only = ("--only", "exact", "rebound_parameters_are_not_seen", "--mixed")
+    code, out, _ = checked(capfd, "layers:Rude", *only)
+    assert code == 0
+    assert re.findall(r"^(\w+) +(?:exact|manners) +(holds|lacking) ", out, re.MULTILINE) == [
+        ("forward_is_exact", "holds"), ("backward_is_exact", "holds"), ("rebound_parameters_are_not_seen", "lacking"),
+    ]  # fmt: skip
+    assert out.endswith("\nright: 20 cases of 2 properties hold; bad manners: rebound_parameters_are_not_seen\n")
+    code, out, _ = checked(capfd, "layers:Rude", *only, "--strict")
+    assert code == 1
+    assert "\nwrong: dx[" in out
+
+
+def test_fail_fast_leaves_the_others_out(capfd: Any) -> None:
+    code, out, _ = checked(capfd, "layers:Negative", "--fail-fast")
+    assert code == 1
+    assert "not tested: forward_is_within_bound (not reached)\n" in out
+    assert out.endswith("\nwrong: dx is -1 times what it should be\n")
 
 
 def test_what_the_implementation_prints_does_not_disturb(capfd: Any) -> None:
