@@ -621,7 +621,7 @@ def test_gradients_add_up_where_autograd_records(backend: Any) -> None:
 def test_copies_know_their_device(copied: Any) -> None:
     operands = [[torch.ones(shape, device=device) for shape in ((2, 3), (3, 4))] for device in ("cpu", "meta")]
     here, there = (copied(affine_vjp(*some)[1]) for some in operands)
-    dy = torch.ones(2, 4)
+    dy = torch.ones(2, 4, device="cpu")
     here(dy)
     with pytest.raises(ValueError, match="arrays on two devices"):
         there(dy)
