@@ -10,12 +10,12 @@ left in its cache, and once with that cache emptied.
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import importlib.metadata
 import importlib.util
 import itertools
 import json
-import os
 import statistics
 import sys
 from collections import deque
@@ -28,16 +28,15 @@ import numpy as np
 
 from xaffine import backends
 from xaffine._command.clock import clock_of
-from xaffine._command.files import replace_text
+from xaffine._command.files import replace_text, require_writable
 from xaffine._command.machine import describe_machine
-from xaffine._command.target import TargetError, import_target
+from xaffine.testing._target import TargetError, import_target
 from xaffine._command.terminal import print_table, progress_bar
-from xaffine._command.worker import WorkerError, run_worker, serve
+from xaffine.testing._process import WorkerError, run_worker, serve
 from xaffine.layer import AffineLayer
-from xaffine.testing._trial import last_user_line
+from xaffine.testing._lines import last_user_line
 
 if TYPE_CHECKING:
-    import argparse
     from collections.abc import Callable
 
     from xaffine._command.clock import Clock
@@ -79,7 +78,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", nargs="+", default=["float32"], help="float32 by default")
     parser.add_argument("--device", help="one of the backend's devices, for example cuda:0; gpu is its first GPU")
     parser.add_argument("--rounds", type=_count, default=15, help="how often all implementations take turns (15)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to a file, anew after each shape")
+    parser.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        default=argparse.SUPPRESS,
+        help="write all figures to a file, anew after each shape",
+    )
     parser.add_argument("--plot", type=Path, metavar="FILE", help='draw the ratios (needs "xaffine[plot]")')
     parser.set_defaults(run=run)
 
@@ -103,13 +108,10 @@ def run(options: argparse.Namespace) -> int:
         print('xaffine bench could not run: to draw, pip install "xaffine[plot]"', file=sys.stderr)
         return 2
     if options.json is not None:
-        target = Path(os.path.realpath(options.json))
-        if (target.exists() and not target.is_file()) or not os.access(target.parent, os.W_OK):
-            print(
-                f"xaffine bench could not run: {options.json} cannot be written: name a regular file, or a new one, "
-                f"in a folder that can be written",
-                file=sys.stderr,
-            )
+        try:
+            require_writable(options.json)
+        except OSError as error:
+            print(f"xaffine bench could not run: {error}", file=sys.stderr)
             return 2
     names = options.backend or (["numpy"] if options.beside else [name for name in _BACKENDS if _is_here(name)])
     found: dict[str, Any] = {"date": datetime.datetime.now(datetime.UTC).date().isoformat(), **describe_machine()}

@@ -1,36 +1,37 @@
 """``xaffine check``: put any implementation of the affine layer through all properties.
 
-The implementation runs in a process of its own, ``python -m xaffine._command.check``, which reports what it does as
-events: neither a crash nor a hang of a kernel ends the command without a word on which case it was.
+The implementation runs in a process of its own, which gets operands and returns results; what is right, this process
+alone knows. Neither a crash nor a hang of a kernel ends the command without a word on which case it was.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import re
 import sys
+from collections.abc import Callable
 from contextlib import closing
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from xaffine import backends
+from xaffine._command.files import require_writable, write_text
 from xaffine._command.machine import describe_machine
-from xaffine._command.target import TargetError, import_target
 from xaffine._command.terminal import print_table, progress_bar
-from xaffine._command.worker import WorkerError, run_worker, serve
+from xaffine.testing._subject import TamperedError
+from xaffine.testing._target import TargetError
+from xaffine.testing._views import FOOTNOTE, HEADER, to_html, to_junit, to_markdown
 from xaffine.testing.adapters import Adapter
 from xaffine.testing.bounds import Summation
 from xaffine.testing.cases import FEATURES
 from xaffine.testing.checks import PROPERTIES
 from xaffine.testing.options import Options
-from xaffine.testing.report import describe_failure
+from xaffine.testing.report import Report
 from xaffine.testing.runner import Plan
 
 if TYPE_CHECKING:
-    import argparse
-    from collections.abc import Callable
-
     from xaffine.testing.cases import Case
-    from xaffine.testing.report import Part
+    from xaffine.testing.report import Part, Result
 
 __all__ = ["DESCRIPTION", "HELP", "add_arguments", "run"]
 
@@ -41,13 +42,14 @@ true to the calculus, and to its contract. TARGET names what is called as make(W
 forward(x) -> y and backward(dy) -> dx, which leaves dW and db in attributes. What it refuses is not tested. Exit code
 0: right, 1: wrong, 2: could not run, 3: not finished, and nothing wrong was seen until then."""
 
-_GRACE = 10.0  # seconds beyond the time limit, in which the worker can still report by itself what hung
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``xaffine check``."""
     parser.add_argument(
-        "target", metavar="TARGET", help="package.module:factory or file.py:factory, for example layers:AffineLayer"
+        "target",
+        metavar="TARGET",
+        nargs="?",
+        help="package.module:factory or file.py:factory, for example layers:AffineLayer",
     )
     parser.add_argument("--backend", metavar="NAME", help=f"one of {', '.join(backends.names())}")
     parser.add_argument("--adapter", choices=get_args(Adapter), help="what TARGET is, if not what it looks like")
@@ -65,186 +67,73 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="properties or tiers, instead of all")
     parser.add_argument("--strict", action="store_true", help="lacking manners are wrong, too")
     parser.add_argument("--fail-fast", action="store_true", help="end at the first property that does not hold")
-    parser.add_argument("--json", action="store_true", help="print the report as JSON")
-    parser.set_defaults(run=run)
+    some: Any = {"type": Path, "metavar": "FILE", "default": argparse.SUPPRESS}
+    parser.add_argument("--json", **some, help="the report for a program to read; - prints it")
+    parser.add_argument("--junit", **some, help="likewise, as CI servers read test results")
+    parser.add_argument("--markdown", **some, help="likewise, as a summary beside a change")
+    parser.add_argument("--html", **some, help="likewise, for a browser")
+    parser.set_defaults(run=run, error=parser.error)
 
 
 def run(options: argparse.Namespace) -> int:
     """Check the target of the command line and print what was found, the verdict last; the exit code."""
-    report: dict[str, Any] = {"target": options.target, "properties": [], "why": "interrupted"}
+    files = {view: file for view in _VIEWS if (file := getattr(options, view, None)) is not None}
+    for some in (options.dtype, options.only, options.supports or []):  # which take whatever follows them
+        if options.target is None and some and ":" in some[-1]:
+            options.target = some.pop()
+    if options.target is None:
+        options.error("name what is to be checked: package.module:factory or file.py:factory")
+    own = {name: value for name, value in vars(options).items() if name in Options.__dataclass_fields__}
     try:
-        _watch(options, report)
-    except TargetError as error:
+        own |= {"max_examples": options.examples, "properties": options.only or PROPERTIES}
+        own |= {"summation": Summation(factors="tf32", cuts=True) if options.tf32 else None}
+        for file in files.values():
+            require_writable(file)
+        plan = Plan(options.target, Options(**own))
+    except TamperedError as error:
+        print(f"wrong: {error}")
+        return 1
+    except (ImportError, OSError, RuntimeError, TargetError, TypeError, ValueError) as error:
         print(f"could not run: {error}", file=sys.stderr)
         return 2
-    finally:  # an interrupt, too, leaves what was found so far
-        _print_or_dump(report, options)
-    return {"right": 0, "wrong": 1, "not finished": 3}[report["verdict"]]
+    results: list[Result] = []
+    why = "interrupted"
+    with closing(plan), progress_bar(len(plan.parts)) as show:
+
+        def progress(part: Part, examples: int, _: Case) -> None:
+            show(f"{part.label}, {examples} examples", len(results) + examples / part.cases)
+
+        try:
+            for result in plan.run(progress):
+                results.append(result)
+            why = None
+        finally:  # an interrupt, too, leaves what was found so far
+            report = plan.report(results, why)
+            for view, file in files.items():
+                write_text(file, _VIEWS[view](report))
+            if "-" not in map(str, files.values()):
+                _print_report(report)
+    return {"right": 0, "wrong": 1, "not finished": 3}[report.verdict]
 
 
-def _watch(options: argparse.Namespace, report: dict[str, Any]) -> None:
-    """Run the worker, show its progress, and fill in the report from its events; again after one property hung."""
-    arguments = {name: value for name, value in vars(options).items() if name not in ("run", "json")}
-    why_not = "its process ended before anything was checked"
-    for _ in range(2):
-        latest: dict[str, Any] = {}
-        skip = len(report["properties"])
-        worker = run_worker(
-            "xaffine._command.check", {**arguments, "skip": skip}, min(options.time_limit, 1e6) + _GRACE
-        )
-        with progress_bar(1) as show, closing(worker) as events:
-            try:
-                for event in events:
-                    kind = event.pop("event")
-                    if kind in ("plan", "probe"):
-                        report |= event
-                    elif kind == "case":
-                        latest = event
-                        done = len(report["properties"]) + event["examples"] / event["cases"]
-                        show(f"{event['property']}, {event['examples']} examples", done / len(report["parts"]))
-                    else:
-                        report["properties"].append(event)
-                report["why"] = "the others ran no full number of cases in time"
-                break
-            except WorkerError as error:
-                report["why"] = why_not = str(error)
-                if error.refused:  # no small call ended the process
-                    report.pop("probe", None)
-                if error.timed_out:
-                    report["why"] = why_not = f"no answer within {options.time_limit:g} s, and none to an interrupt"
-                if latest.get("property") not in (None, *(result["property"] for result in report["properties"])):
-                    blank = {"told": 0, "worst_error": 0.0, "worst_case": None, "cause": None, "reason": why_not}
-                    report["properties"].append({**latest, **blank, "verdict": "not finished"})
-                if not error.timed_out or len(report["properties"]) == skip:
-                    break
-    if not report.keys() & {"backend", "probe"}:
-        raise TargetError(why_not)
+_VIEWS: dict[str, Callable[[Report], str]] = {
+    "json": lambda report: json.dumps({**describe_machine(), **report.to_dict()}, indent=1) + "\n",
+    "junit": to_junit,
+    "markdown": to_markdown,
+    "html": to_html,
+}
+_STYLES = {"holds": "green", "lacking": "yellow"}
 
 
-def _print_or_dump(report: dict[str, Any], options: argparse.Namespace) -> None:
-    """Print what was found, if anything was begun."""
-    if not report.keys() & {"backend", "probe"}:
-        return
-    _conclude(report, options)
-    if options.json:
-        print(json.dumps({**describe_machine(), **report}, indent=2))
-    else:
-        _print_report(report)
-
-
-def _conclude(report: dict[str, Any], options: argparse.Namespace) -> None:
-    """Add the verdict, and what there is none of."""
-    labels, probe = report.pop("parts", []), report.pop("probe", None)
-    why = _first_line(report.pop("why"))
-    if "backend" not in report:
-        report["verdict"] = "not finished"
-        report["conclusion"] = f"{why}, in a first small call: {probe}. --supports names what is to be tried instead"
-        return
-    by_label = {result["property"]: result for result in report["properties"]}
-    report["gaps"] += [f"{label} (not reached)" for label in labels if label not in by_label]
-    failures = [result for result in report["properties"] if result["verdict"] == "FAILS"]
-    wrong = [failure for failure in failures if options.strict or failure["tier"] != "manners"]
-    done = [r for r in report["properties"] if r["verdict"] == "holds" and r["examples"] == r["cases"]]
-    if wrong:
-        others = len({_without_numbers(failure) for failure in wrong}) - 1
-        report["verdict"] = "wrong"
-        report["conclusion"] = f"{_cause(wrong[0])}{f', and {others} more as above' if others else ''}"
-    elif len(done) + len(failures) == len(labels):
-        report["verdict"] = "right"
-        cases = sum(result["examples"] for result in done)
-        report["conclusion"] = f"{cases:,} cases of {len(done)} properties hold"
-        if failures:
-            report["conclusion"] += f"; bad manners: {', '.join(failure['property'] for failure in failures)}"
-    else:
-        report["verdict"] = "not finished"
-        mistrusted = [result["property"] for result in report["properties"] if result["verdict"] == "MISTRUSTED"]
-        why = f"no case of {' and '.join(mistrusted)} could show a fault" if mistrusted else why
-        report["conclusion"] = f"{len(done) + len(failures)} of {len(labels)} properties have a verdict; {why}"
-
-
-def _first_line(text: str) -> str:
-    return text.partition("\n")[0]
-
-
-def _cause(failure: dict[str, Any]) -> str:
-    return failure["cause"] or _first_line(failure["reason"])
-
-
-def _without_numbers(failure: dict[str, Any]) -> str:
-    """What failures of one cause have in common: on another case there are other numbers."""
-    return re.sub(r"-?\b(\d[\d.,]*(e[-+]\d+)?|inf|nan)\b", "0", _cause(failure)).removesuffix(
-        ", 0 times its rounding bound"
-    )
-
-
-_STYLES = {"holds": "green", "FAILS": "bold red", "lacking": "yellow"}
-
-
-def _print_report(report: dict[str, Any]) -> None:
-    if "backend" in report:
-        _print_properties(report)
-    print(f"{report['verdict']}: {report['conclusion']}")
-
-
-def _print_properties(report: dict[str, Any]) -> None:
-    place = f"{report['backend']} {report['version']} on {report['device']}"
-    target = report["target"] + ("" if report["adapter"] == "layer" else f" (a {report['adapter']})")
-    print(f"{target} on {place}; {', '.join(report['dtypes'])}; seed {report['seed']}\n")
-    rows, styles = [], []
-    for result in report["properties"]:
-        lacking = result["verdict"] == "FAILS" and result["tier"] == "manners"
-        verdict = "lacking" if lacking else result["verdict"]
-        error = f"{result['worst_error']:.3g}" if result["worst_error"] else "0"
-        rows.append((result["property"], result["tier"], verdict, str(result["examples"]), error))
-        styles.append(_STYLES.get(verdict, "bold red"))
-    print_table(("property", "tier", "verdict", "examples", "error"), rows, styles)
-    print("\nerror: the worst, as a fraction of its rounding bound.")
-    for gap in report["gaps"]:
-        print(f"not tested: {gap}")
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for result in report["properties"]:
-        if result["verdict"] in ("FAILS", "not finished"):
-            groups.setdefault(_without_numbers(result), []).append(result)
-    # What is wrong comes before what hangs, and manners last.
-    order = sorted(groups.values(), key=lambda some: (some[0]["tier"] == "manners", some[0]["verdict"] != "FAILS"))
-    for number, (failure, *others) in enumerate(order):
-        if number == 0:
-            print(f"\n{describe_failure(failure)}")
-        else:
-            what = "does not hold either" if failure["verdict"] == "FAILS" else "did not finish"
-            print(f"\n{failure['property']} {what}: {_cause(failure)}")
+def _print_report(report: Report) -> None:
+    print(f"{report.head}\n")
+    print_table(HEADER, report.rows, [_STYLES.get(result.word, "bold red") for result in report.results])
+    print(f"\n{FOOTNOTE}")
+    for note in report.notes:
+        print(note)
+    for number, (first, *others) in enumerate(report.causes):
+        what = "did not finish" if first.verdict == "not finished" else "does not hold either"
+        print(f"\n{first.failure if number == 0 else f'{first.part.label} {what}: {first.cause}'}")
         if others:
-            print(f"\nFor the same cause: {', '.join(other['property'] for other in others)}")
-    print()
-
-
-def _work(
-    emit: Callable[..., None], *, target: str, examples: int, tf32: bool, only: list[str], skip: int, **options: Any
-) -> None:
-    """Check the target and emit what is found."""
-    make = import_target(target)
-    summation = Summation(factors="tf32", cuts=True) if tf32 else None
-    try:
-        own = Options(
-            max_examples=examples, summation=summation, target=target, properties=only or PROPERTIES, **options
-        )
-        plan = Plan(make, own, lambda case: emit("probe", probe=case.code))
-    except (ImportError, RuntimeError, TypeError, ValueError) as error:
-        raise TargetError(str(error)) from error
-    if not plan.parts:
-        msg = f"nothing is left to check; not tested: {'; '.join(plan.gaps)}"
-        raise TargetError(msg)
-    report = plan.report([])
-    facts = {name: getattr(report, name) for name in ("backend", "version", "device", "dtypes", "seed", "gaps")}
-    emit("plan", adapter=plan.adapter, **facts, parts=[part.label for part in plan.parts])
-    del plan.parts[:skip]
-
-    def progress(part: Part, examples: int, case: Case) -> None:
-        emit("case", **part.facts, examples=examples, code=plan.code(part, case))
-
-    for result in plan.run(progress):
-        emit("result", **result.to_dict())
-
-
-if __name__ == "__main__":
-    serve(_work)
+            print(f"\nFor the same cause: {', '.join(other.part.label for other in others)}")
+    print(f"\n{report.verdict}: {report.conclusion}")

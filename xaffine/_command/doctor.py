@@ -10,15 +10,17 @@ import json
 import statistics
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from xaffine import backends
+from xaffine._command.files import require_writable, write_text
 from xaffine._command.machine import describe_machine
 from xaffine._command.speed import find_lost_speed
 from xaffine._command.terminal import print_table, progress_bar
-from xaffine._command.worker import WorkerError, result_of_worker, serve
+from xaffine.testing._process import WorkerError, result_of_worker, serve
 from xaffine.functional import affine_vjp
 from xaffine.layer import AffineLayer
 from xaffine.testing.cases import make_case
@@ -46,7 +48,7 @@ _SHAPES = (((17, 13), 1, 7), ((3, 2, 2, 5), 2, 9), ((11,), 0, 4), ((0, 3), 1, 2)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the doctor."""
-    parser.add_argument("--json", action="store_true", help="print the examination as JSON")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="all of it for a program to read; - prints it")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -58,6 +60,12 @@ def run(options: argparse.Namespace) -> int:
         The exit code: 1 if an installed backend computes wrong gradients, else 3 if the examination of one did not
         finish, else 0.
     """
+    if options.json is not None:
+        try:
+            require_writable(options.json)
+        except OSError as error:
+            print(f"xaffine could not run: {error}", file=sys.stderr)
+            return 2
     machine = {**describe_machine(), "lost_speed": []}
     names = backends.names()
     reports: list[dict[str, Any]] = []
@@ -72,9 +80,9 @@ def run(options: argparse.Namespace) -> int:
             except WorkerError as error:
                 print(f"xaffine could not look for lost speed: {error}", file=sys.stderr)
     finally:  # an interrupt, too, leaves what was found so far
-        if options.json:
-            print(json.dumps({**machine, "backends": reports}, indent=2))
-        else:
+        if options.json is not None:
+            write_text(options.json, json.dumps({**machine, "backends": reports}, indent=1) + "\n")
+        if str(options.json) != "-":
             _print_reports(machine, reports)
     found = {report["status"] for report in reports}
     return 1 if "wrong" in found else 3 if "not finished" in found else 0

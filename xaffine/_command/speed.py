@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xaffine._command.worker import result_of_worker, serve
+from xaffine.testing._process import result_of_worker, serve
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping

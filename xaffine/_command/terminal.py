@@ -5,6 +5,8 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from xaffine.testing._progress import progress_lines
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
@@ -40,17 +42,18 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], styles: Se
 
 
 @contextmanager
-def progress_bar(total: int) -> Iterator[Callable[[str, int], Any]]:
-    """Show a bar on standard error; hand out the function that moves it to ``(text, completed)``."""
+def progress_bar(total: int) -> Iterator[Callable[[str, float], Any]]:
+    """Show a bar on standard error, or lines off a terminal; hand out what moves it to ``(text, completed)``."""
     try:
         from rich.console import Console
         from rich.progress import Progress
     except ImportError:
-        yield lambda *_: None
-        return
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda *_: None
+        console = None
+    else:
+        console = Console(stderr=True)
+    if console is None or not console.is_terminal:
+        with progress_lines(total) as show:
+            yield show
         return
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("", total=total)

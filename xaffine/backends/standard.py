@@ -274,6 +274,10 @@ class Backend:
         with self.on_device_of(native):
             return self.xp.astype(native, self.dtype(dtype)) if dtype == "bfloat16" else native
 
+    def over(self, memory: np.ndarray) -> Array | None:
+        """An array of this library in the memory of a NumPy array, or None where it would be a copy."""
+        return None
+
     def to_numpy(self, array: Array) -> np.ndarray:
         """A NumPy array with the values of an array of this library, from whatever device it is on.
 

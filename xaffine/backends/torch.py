@@ -47,6 +47,10 @@ class Torch(Backend):
         """Copy: torch refuses negative strides and warns of read-only memory."""
         return self.xp.asarray(np.array(array, order="C"), device=device)
 
+    def over(self, memory: np.ndarray) -> Tensor:
+        """Share it: on the host alone."""
+        return torch.from_numpy(memory)
+
     def to_numpy(self, array: Tensor) -> np.ndarray:
         """Turn bfloat16, which NumPy lacks, into float32."""
         tensor = self.whole(array).detach().cpu().resolve_conj().resolve_neg()

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from xaffine.testing import bounds
-from xaffine.testing._timer import HungError, time_limit
-from xaffine.testing._trial import Trial, takes_batch_axes
+from xaffine.testing._candidate import RaisedError
+from xaffine.testing._subject import TamperedError
+from xaffine.testing._timer import HungError
+from xaffine.testing._trial import Trial
 from xaffine.testing.cases import FEATURES, LAYOUTS, make_case
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Collection
 
-    from xaffine.backends import Backend
-    from xaffine.testing._trial import Make
-    from xaffine.testing.cases import Case
+    from xaffine.testing._subject import Subject
     from xaffine.testing.options import Options
 
 __all__ = ["Abilities", "declared", "probed"]
@@ -42,25 +41,20 @@ class Abilities(NamedTuple):
     """Whether a first small call gave no answer."""
 
 
-def declared(make: Make, supports: Any, dtypes: tuple[str, ...]) -> Abilities:
+def declared(subject: Subject, supports: Collection[str], dtypes: tuple[str, ...]) -> Abilities:
     """The abilities that an implementation, or who checks it, names: they are drawn whatever it does with them.
 
     Raises
     ------
-    TypeError
-        It is no collection of names.
     ValueError
         A name is neither a feature nor a dtype, or two features contradict each other.
     """
-    if not isinstance(supports, Collection) or isinstance(supports, str):
-        msg = f"supports is a collection of names, such as {{'no-bias', 'vectors'}}; it came as {supports!r}"
-        raise TypeError(msg)
     features = {name for name in supports if name in FEATURES}
     own = set(supports) - features
     if strangers := [repr(name) for name in own if not bounds.is_dtype(name)]:
         msg = f"supports names features ({', '.join(FEATURES)}) and dtypes; it also has {', '.join(strangers)}"
         raise ValueError(msg)
-    if {"tensors", "last-axis"} <= features and not takes_batch_axes(make):
+    if {"tensors", "last-axis"} <= features and not subject.facts.takes_batch_axes:
         msg = "supports has both 'tensors' and 'last-axis', two readings of the same x; leave out one"
         raise ValueError(msg)
     features |= {"matrices", "four-axes"}
@@ -71,17 +65,10 @@ def declared(make: Make, supports: Any, dtypes: tuple[str, ...]) -> Abilities:
     return Abilities(features, _ALL_LAYOUTS, taken, gaps)
 
 
-def probed(
-    make: Make,
-    backend: Backend,
-    device: Any,
-    dtypes: tuple[str, ...],
-    options: Options,
-    before: Callable[[Case], None] | None,
-) -> Abilities:
+def probed(subject: Subject, dtypes: tuple[str, ...], options: Options) -> Abilities:
     """The abilities that an implementation shows: what it refuses is a gap, what it accepts is held to account.
 
-    A refusal is an exception, or a y of another shape than the form of x asks for. `before` is called with each case.
+    A refusal is an exception, or a y of another shape than the form of x asks for.
 
     Raises
     ------
@@ -95,24 +82,19 @@ def probed(
         if hung:
             return f"not tried after {hung}"
         case = make_case(shape, m, seed=0, dtypes=dtype, n_batch_axes=k, **more)
-        if before is not None:
-            before(case)
-        trial = None
         try:
-            with time_limit(options.time_limit):
-                trial = Trial(make, case, backend, device)
-                y = trial.forward(trial.inputs["x"])
-                if len(shape) != 2 and case.N and tuple(y.shape) != case.dy.values.shape:  # another reading of x
-                    return f"y has the shape {tuple(y.shape)}, not {case.dy.values.shape}"
+            with subject.limit(options.time_limit):
+                trial = Trial(subject, case)
+                y = trial.forward()
+                if len(shape) != 2 and case.N and y.shape != case.dy.values.shape:  # another reading of x
+                    return f"y has the shape {y.shape}, not {case.dy.values.shape}"
                 trial.gradients()
+        except (KeyboardInterrupt, TamperedError):  # the first is the user's
+            raise
         except HungError as error:
             hung = str(error).partition("\n")[0]
-        except AssertionError as error:
-            no_layer = trial is None and error.__cause__ is None
-            refuses = no_layer or isinstance(error.__cause__, Exception)
-            return str(error).partition("\n")[0] if refuses else None
-        except KeyboardInterrupt:  # the user's
-            raise
+        except RaisedError as error:
+            return str(error).partition("\n")[0] if error.clean else None
         except BaseException:  # no clean refusal
             return None
         return None

@@ -7,15 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xaffine.testing._timer import time_limit
-from xaffine.testing._trial import Trial
+from xaffine.testing._subject import TamperedError
+from xaffine.testing._trial import Trial, in_numpy
 from xaffine.testing.cases import Operand, make_case, worst_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from xaffine.backends import Backend
-    from xaffine.testing._trial import Make
+    from xaffine.testing._subject import Subject
     from xaffine.testing.cases import Case
 
 __all__ = ["diagnose"]
@@ -23,7 +22,7 @@ __all__ = ["diagnose"]
 _NARROW = {"TF32 (11 significant bits)": 11, "bfloat16 (8 significant bits)": 8}
 
 
-def diagnose(make: Make, case: Case, backend: Backend, device: Any, seconds: float) -> str | None:
+def diagnose(subject: Subject, case: Case, seconds: float) -> str | None:
     """Name the mistake that an implementation makes on a case, or None where none is known, within so many seconds.
 
     It is looked for on another case first, of random integers and a square W, where no two mistakes come to the same;
@@ -34,11 +33,10 @@ def diagnose(make: Make, case: Case, backend: Backend, device: Any, seconds: flo
     large_enough = case.kind == "floats" or min(case.N, *case.W.values.shape) > 2
     for where, each in (telling | ({" ": case} if large_enough else {})).items():
         try:
-            with time_limit(seconds):
-                trial = Trial(make, each, backend, device)
-                first = {name: array.copy() for name, array in trial.in_numpy(trial.results()).items()}
-                again = trial.in_numpy(trial.results())
-        except KeyboardInterrupt:  # the user's
+            with subject.limit(seconds):
+                trial = Trial(subject, each)
+                first, again = (in_numpy(trial.results()) for _ in range(2))
+        except (KeyboardInterrupt, TamperedError):  # the first is the user's
             raise
         except BaseException:  # noqa: S112 - its message says what is wrong
             continue

@@ -9,7 +9,7 @@ import traceback
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from xaffine.testing._trial import last_line_of
+from xaffine.testing._lines import last_line_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -2,132 +2,119 @@
 
 from __future__ import annotations
 
-import copy
-import inspect
-import os
-import sysconfig
-import traceback
-from collections.abc import Callable
-from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xaffine.backends import backend_of
+from xaffine.testing._candidate import RaisedError
+from xaffine.testing._subject import InProcess, Subject
 from xaffine.testing.cases import worst_error
 
 if TYPE_CHECKING:
     from xaffine.backends import Array, Backend
+    from xaffine.testing._candidate import Returned
+    from xaffine.testing.adapters import Make
     from xaffine.testing.cases import Case, Exact
 
 __all__ = [
-    "Make", "Trial", "full_like", "last_line_of", "last_user_line", "require", "require_equal", "require_within", "run",
-    "run_forward", "takes_batch_axes",
+    "Trial", "full_like", "require", "require_equal", "require_within", "run", "run_forward",
 ]  # fmt: skip
-
-Make: TypeAlias = Callable[..., Any]
-"""``make(W, b)``, or ``make(W, b, n_batch_axes=k)``, returns a layer."""
-
-
-def takes_batch_axes(make: Make) -> bool:
-    """Whether a factory has a parameter ``n_batch_axes``.
-
-    Parameters
-    ----------
-    make : callable
-        The factory.
-
-    Returns
-    -------
-    bool
-        False also where it has no signature to look at.
-
-    Examples
-    --------
-    >>> from xaffine import AffineLayer
-    >>> takes_batch_axes(AffineLayer), takes_batch_axes(lambda W, b: None)
-    (True, False)
-    """
-    try:
-        return "n_batch_axes" in inspect.signature(make).parameters
-    except (TypeError, ValueError):  # a builtin without a signature
-        return False
 
 
 class Trial:
-    """One layer, made for a case, with the operands of the case as arrays of the backend."""
+    """One layer, made for a case; `make` may be a `Subject` already."""
 
-    def __init__(self, make: Make, case: Case, backend: Backend, device: Any) -> None:
-        self.case, self.backend, self.device = case, backend, device
-        self.inputs = {name: operand.on(backend, device) for name, operand in case.operands.items()}
-        options = {"n_batch_axes": case.n_batch_axes} if takes_batch_axes(make) else {}
-        self.layer = _call("making the layer", make, self.inputs["W"], self.inputs.get("b"), **options)
-        for method in (self._method("x"), self._method("dy")):
-            require(callable(method), f"make(W, b) gave {_kind(self.layer)}, not a layer with forward and backward")
+    def __init__(self, make: Make | Subject, case: Case, backend: Any = None, device: Any = None) -> None:
+        self.case = case
+        self.subject = make if isinstance(make, Subject) else InProcess.of(make, backend, device)
+        self._before: list[Any] = [("begin", case.n_batch_axes, self.subject.place(case.operands))]
+        self.x: Returned | None = None
+        """What x is to the library."""
 
-    def forward(self, x: Array) -> Array:
-        """Forward: y."""
-        return self._own("forward", _call("forward", lambda: self._method("x")(x)))
+    def take(self, *steps: Any) -> list[Returned]:
+        """Take steps of `xaffine.testing._candidate.Candidate`, in one request."""
+        first, self._before = self._before, []
+        returned = self.subject.perform(*first, *steps)
+        if first:
+            self.x = returned.pop(0)
+        return returned
 
-    def backward(self, dy: Array) -> Array:
-        """Backward: dx."""
-        return self._own("backward", _call("backward", lambda: self._method("dy")(dy)))
+    def forward(self, fill: int | None = None) -> Returned:
+        """Forward of x, or of as many equal values: y."""
+        return self._own(self.take(("forward", "x", fill)), ["forward"])["forward"]
 
-    def gradients(self) -> dict[str, Array]:
+    def backward(self, fill: int | None = None) -> Returned:
+        """Backward of dy, or of as many equal values: dx."""
+        return self._own(self.take(("backward", "dy", fill)), ["backward"])["backward"]
+
+    def gradients(self) -> dict[str, Returned]:
         """Backward: dx, dW, and db if there is a bias."""
-        gradients = {"dx": self.backward(self.inputs["dy"]), **self._parameter_gradients()}
-        if self.case.b is None:
-            db = _call("db", getattr, self.layer, "db", None)
-            require(db is None, f"db is not None without a bias, but {_kind(db)}")
-        return gradients
+        return self._results(("backward", "dy"))
 
-    def results(self) -> dict[str, Array]:
+    def results(self) -> dict[str, Returned]:
         """Forward and backward: y, dx, dW, db."""
-        return {"y": self.forward(self.inputs["x"]), **self.gradients()}
+        return self._results(("forward", "x"), ("backward", "dy"))
 
-    def _method(self, operand: str) -> Any:
-        """What is called with x or with dy: looked up each time, since a layer may change its own."""
-        return getattr(self.layer, "forward", self.layer) if operand == "x" else getattr(self.layer, "backward", None)
+    def _results(self, *calls: Any) -> dict[str, Returned]:
+        returned = self.take(*calls, ("gradient", "dW"), ("gradient", "db"))
+        if self.case.b is None:
+            db = returned.pop()
+            require(db.kind == "None", f"db is not None without a bias, but a {db.kind}")
+        sources = [*(method for method, _ in calls), "dW", "db"][: len(returned)]
+        names = {"forward": "y", "backward": "dx"}
+        return {names.get(name, name): result for name, result in self._own(returned, sources).items()}
 
-    def _stored(self, name: str) -> Any:
-        """dW or db; of a layer with a list ``grads`` of both instead, a copy, since it fills them anew."""
-        if not hasattr(self.layer, name) and isinstance(grads := getattr(self.layer, "grads", None), list):
-            return copy.deepcopy(grads["Wb".index(name[1])])
-        return getattr(self.layer, name)
+    def again(self, results: dict[str, Returned]) -> dict[str, np.ndarray]:
+        """The values of some results as they are now."""
+        steps = [("again", result.number) for result in results.values()]
+        return dict(zip(results, map(_values, self.take(*steps)), strict=True))
 
-    def _parameter_gradients(self) -> dict[str, Array]:
-        """dW and, with a bias, db."""
-        names = [name for name in ("dW", "db") if name[1] in self.inputs]
-        return {name: self._own(name, _call(name, self._stored, name)) for name in names}
-
-    def in_numpy(self, native: dict[str, Array]) -> dict[str, np.ndarray]:
-        """Some arrays as NumPy has them."""
-        return {name: self.backend.to_numpy(array) for name, array in native.items()}
+    def require_operands_untouched(self) -> None:
+        """Assert that the operands, and what lies beside them in memory, are what they were."""
+        operands = self.case.operands
+        now = self.take(*(("operand", name) for name in operands), *(("memory", name) for name in operands))
+        values = dict(zip(operands, map(_values, now), strict=False))
+        require_equal(values, {name: operand.values for name, operand in operands.items()})
+        for (name, operand), memory in zip(operands.items(), now[len(operands) :], strict=True):
+            for seen in (_values(memory), self.subject.memory(name)):
+                same = seen.size == operand.values.size or np.array_equal(seen, operand.memory)
+                require(same, f"what lies beside {name} in memory was written to")
 
     def require_rejection(self, operand: str, shape: tuple[int, ...]) -> None:
         """Assert that an x or dy of that shape raises and leaves dW and db as they are."""
-        before = {name: array.copy() for name, array in self.in_numpy(self._parameter_gradients()).items()}
-        right = self.case.operands[operand]
-        wrong = replace(right, values=np.zeros(shape, right.values.dtype), layout="C")
-        accepted = True
+        gradients = [("gradient", name) for name in ("dW", "db") if name[1] in self.case.operands]
+        names = [name for _, name in gradients]
+        before = in_numpy(self._own(self.take(*gradients), names))
+        right, accepted = self.case.operands[operand].values, True
         try:
-            self._method(operand)(wrong.on(self.backend, self.device))
-        except (Exception, SystemExit):  # which error it is, is the implementation's own contract
+            self.take(("forward" if operand == "x" else "backward", operand, 0, shape))
+        except RaisedError:  # which error it is, is the implementation's own contract
             accepted = False
-        require(not accepted, f"{operand} of shape {shape} is accepted where {right.values.shape} belongs")
-        after = self.in_numpy(self._parameter_gradients())
-        require_equal(after, before, f"after a rejected {operand} of shape {shape}, ")
-
-    def _own(self, source: str, result: Any) -> Array:
-        """Assert that a result is an array of the library of x."""
         try:
-            backend: Backend | None = backend_of(result)
-        except TypeError:
-            backend = None
-        expected = self.backend
-        require(backend is expected, f"{source} gave {_kind(result)}, not an array of {expected.name}")
-        return result
+            require(not accepted, f"{operand} of shape {shape} is accepted where {right.shape} belongs")
+            after = in_numpy(self._own(self.take(*gradients), names))
+            require_equal(after, before, f"after a rejected {operand} of shape {shape}, ")
+        except AssertionError as error:
+            error.operands = {operand: np.zeros(shape, right.dtype)}  # type: ignore[attr-defined] - the very one
+            raise
+
+    def _own(self, returned: list[Returned], sources: list[str]) -> dict[str, Returned]:
+        """Assert that results are arrays of the library of x."""
+        for source, result in zip(sources, returned, strict=True):
+            what = result.kind if result.kind == "None" else f"a {result.kind}"
+            require(result.is_own, f"{source} gave {what}, not an array of {self.subject.facts.backend}")
+        return dict(zip(sources, returned, strict=True))
+
+
+def _values(returned: Returned) -> np.ndarray:
+    """The values of an array of the implementation's library."""
+    require(returned.values is not None, f"an array became a {returned.kind}")
+    return returned.values  # type: ignore[return-value]
+
+
+def in_numpy(results: dict[str, Returned]) -> dict[str, np.ndarray]:
+    """The values of some results as they were when they came."""
+    return {name: _values(result) for name, result in results.items()}
 
 
 def full_like(backend: Backend, array: Array, value: int) -> Array:
@@ -136,66 +123,14 @@ def full_like(backend: Backend, array: Array, value: int) -> Array:
         return backend.xp.full_like(array, value)
 
 
-def _kind(thing: Any) -> str:
-    return "None" if thing is None else f"a {type(thing).__module__}.{type(thing).__qualname__}"
-
-
-def _call(what: str, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-    """Call what belongs to the implementation: whatever it raises means that the property does not hold."""
-    try:
-        return function(*arguments, **options)
-    except (Exception, SystemExit) as error:
-        msg = f"{what} raised {type(error).__name__}: {error}\n  {last_user_line(error)}"
-        raise AssertionError(msg) from error
-
-
-_FOLDERS = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
-_LIBRARIES = tuple(f"{folder}{os.sep}" for folder in [str(Path(__file__).parents[1]), *_FOLDERS])
-
-
-def last_user_line(error: BaseException) -> str:
-    """The last line of a traceback that is neither Python's, nor an installed library's, nor xaffine's.
-
-    Parameters
-    ----------
-    error : BaseException
-        One that was raised.
-
-    Returns
-    -------
-    str
-        File, line and code.
-
-    Examples
-    --------
-    >>> try:
-    ...     1 / 0
-    ... except ZeroDivisionError as error:
-    ...     print(last_user_line(error).partition(":")[0])
-    <doctest xaffine.testing._trial.last_user_line[0]>
-    """
-    return last_line_of(traceback.extract_tb(error.__traceback__))
-
-
-def last_line_of(frames: list[traceback.FrameSummary]) -> str:
-    """The last of some frames that is the user's own, or the last one if all belong to libraries."""
-    if not frames:
-        return "(no traceback)"
-    own = [frame for frame in frames if not frame.filename.startswith((*_LIBRARIES, "<frozen "))]
-    frame = (own or frames)[-1]
-    return f"{frame.filename}:{frame.lineno}, in {frame.name}: {frame.line}"
-
-
 def run_forward(make: Make, case: Case, backend: Backend, device: Any) -> dict[str, np.ndarray]:
     """One forward: y."""
-    trial = Trial(make, case, backend, device)
-    return trial.in_numpy({"y": trial.forward(trial.inputs["x"])})
+    return in_numpy({"y": Trial(make, case, backend, device).forward()})
 
 
 def run(make: Make, case: Case, backend: Backend, device: Any) -> dict[str, np.ndarray]:
     """One forward and backward: y, dx, dW and db as NumPy arrays of the shapes they owe; no db without a bias."""
-    trial = Trial(make, case, backend, device)
-    results = trial.in_numpy(trial.results())
+    results = in_numpy(Trial(make, case, backend, device).results())
     for name, result in results.items():
         shape, _ = case.owed[name]
         require(result.shape == shape, f"{name} has shape {result.shape}, not {shape}")

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+from collections.abc import Callable
+from typing import Any, Literal, TypeAlias, get_args
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+__all__ = ["Adapter", "Make", "adapt", "from_functions", "takes_batch_axes"]
 
-    from xaffine.testing._trial import Make
-
-__all__ = ["Adapter", "adapt", "from_functions"]
+Make: TypeAlias = Callable[..., Any]
+"""``make(W, b)``, or ``make(W, b, n_batch_axes=k)``, returns a layer."""
 
 Adapter: TypeAlias = Literal["layer", "torch module", "torch function", "function", "pair"]
 """What is adapted."""
@@ -266,3 +265,28 @@ def from_functions(forward: Callable[..., Any], backward: Callable[..., Any]) ->
             return dx
 
     return Pair
+
+
+def takes_batch_axes(make: Make) -> bool:
+    """Whether a factory has a parameter ``n_batch_axes``.
+
+    Parameters
+    ----------
+    make : callable
+        The factory.
+
+    Returns
+    -------
+    bool
+        False also where it has no signature to look at.
+
+    Examples
+    --------
+    >>> from xaffine import AffineLayer
+    >>> takes_batch_axes(AffineLayer), takes_batch_axes(lambda W, b: None)
+    (True, False)
+    """
+    try:
+        return "n_batch_axes" in inspect.signature(make).parameters
+    except (TypeError, ValueError):  # a builtin without a signature
+        return False

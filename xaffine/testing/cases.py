@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["FEATURES", "LAYOUTS", "Case", "Exact", "Operand", "largest_extent", "make_case", "worst_error"]
 
+_NEIGHBOURS = 64  # elements before and after an operand: whole lines of a cache, so that the operand is aligned as is
+
 LAYOUTS = ("C", "Fortran", "reversed", "strided", "read-only")
 """The memory layouts an operand can have; a dy can be ``"broadcast"`` (stride 0) besides."""
 
@@ -83,28 +85,48 @@ class Operand:
         >>> Operand(np.ones(2), "float32", "read-only").on(get("numpy")).flags.writeable
         False
         """
-        xp, values = backend.xp, self.values
-
-        def convert(array: np.ndarray) -> Array:
-            # Memory of its own: what is done to the result cannot reach the case.
-            return backend.from_values(np.asarray(array, order="C"), self.dtype, device=device)
-
         if not backend.has_strides:  # another layout would only add operations, which JAX compiles for every shape
-            return convert(values)
+            return backend.from_values(np.asarray(self.values, order="C"), self.dtype, device=device)
+        return viewed(backend.xp, backend.from_values(self.memory, self.dtype, device=device), self)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the values."""
+        return self.values.shape
+
+    @property
+    def memory(self) -> np.ndarray:
+        """One axis of what the operand and its neighbours hold, in which `viewed` finds it: 3 wherever it is not."""
+        values, held = self.values, self.values
         if self.layout == "Fortran":
-            return xp.permute_dims(convert(values.T), tuple(reversed(range(values.ndim))))
-        if self.layout == "reversed":
-            return xp.flip(convert(np.flip(values)))
-        if self.layout == "strided":
-            gaps = np.zeros((*values.shape[:-1], 2 * values.shape[-1]), values.dtype)
-            gaps[..., ::2] = values
-            return convert(gaps)[..., ::2]
-        if self.layout == "broadcast":
-            return xp.broadcast_to(convert(values[:1]), values.shape)
-        native = convert(values)
-        if self.layout == "read-only" and isinstance(native, np.ndarray):
-            native.flags.writeable = False
-        return native
+            held = values.T
+        elif self.layout == "reversed":
+            held = np.flip(values)
+        elif self.layout == "strided":
+            held = np.full((*values.shape[:-1], 2 * values.shape[-1]), 3, values.dtype)
+            held[..., ::2] = values
+        elif self.layout == "broadcast":
+            held = values[:1]
+        memory = np.full(held.size + 2 * _NEIGHBOURS, 3, values.dtype)
+        memory[_NEIGHBOURS : _NEIGHBOURS + held.size] = held.reshape(-1)
+        return memory
+
+
+def viewed(xp: Any, memory: Array, operand: Any) -> Array:
+    """What lies in `memory`, which is like `Operand.memory`, with the shape and the layout of an operand."""
+    inner, shape, layout = memory[_NEIGHBOURS : memory.shape[0] - _NEIGHBOURS], operand.shape, operand.layout
+    if layout == "Fortran":
+        return xp.permute_dims(xp.reshape(inner, shape[::-1]), tuple(reversed(range(len(shape)))))
+    if layout == "strided":
+        return xp.reshape(inner, (*shape[:-1], 2 * shape[-1]))[..., ::2]
+    if layout == "broadcast":
+        return xp.broadcast_to(xp.reshape(inner, (min(shape[0], 1), *shape[1:])), shape)
+    array = xp.reshape(inner, shape)
+    if layout == "reversed":
+        return xp.flip(array)
+    if layout == "read-only" and isinstance(array, np.ndarray):
+        array.flags.writeable = False
+    return array
 
 
 class Exact(NamedTuple):

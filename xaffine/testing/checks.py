@@ -14,21 +14,21 @@ raises `AssertionError`, with the case, where the property does not hold.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xaffine.backends.standard import is_known
-from xaffine.testing._trial import Trial, full_like, require, require_equal, require_within, run, run_forward
+from xaffine.testing._trial import (
+    Trial, full_like, in_numpy, require, require_equal, require_within, run, run_forward,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from xaffine.backends import Backend
-    from xaffine.testing._trial import Make
+    from xaffine.testing.adapters import Make
     from xaffine.testing.cases import Case
 
 __all__ = [
@@ -216,22 +216,18 @@ def results_match_their_primals(make: Make, case: Case, backend: Backend, device
     0.0
     """
     trial = Trial(make, case, backend, device)
-    x = trial.inputs["x"]
     for name, result in trial.results().items():
-        shape, dtype = case.owed[name]
-        require(type(result) is type(x), f"{name} is a {type(result)}, not a {type(x)}")
-        # A lazy library may show a shape only with the values.
-        sized = result if all(map(is_known, result.shape)) else backend.to_numpy(result)
-        require(tuple(sized.shape) == shape, f"{name} has shape {sized.shape}, not {shape}")
-        got = str(result.dtype).rpartition(".")[2]
-        require(got == dtype, f"{name} has dtype {got}, not {dtype}")
-        devices = [backend.device_of(array) for array in (result, x)]
-        require(len({str(d) for d in devices if d is not None}) < 2, "{} is on {}, not {}".format(name, *devices))
+        (shape, dtype), x = case.owed[name], trial.x
+        require(result.is_like_x, f"{name} is a {result.kind}, not a {x.kind}")
+        require(result.shape == shape, f"{name} has shape {result.shape}, not {shape}")
+        require(result.dtype == dtype, f"{name} has dtype {result.dtype}, not {dtype}")
+        require(None in (result.device, x.device) or result.device == x.device,
+                f"{name} is on {result.device}, not {x.device}")  # fmt: skip
     return 0.0
 
 
 def inputs_are_left_alone(make: Make, case: Case, backend: Backend, device: Any = None) -> float:
-    """Forward and backward write to none of x, W, b and dy.
+    """Forward and backward write to none of x, W, b and dy, nor to what lies beside them in memory.
 
     Examples
     --------
@@ -243,7 +239,7 @@ def inputs_are_left_alone(make: Make, case: Case, backend: Backend, device: Any 
     """
     trial = Trial(make, case, backend, device)
     trial.results()
-    require_equal(trial.in_numpy(trial.inputs), {name: operand.values for name, operand in case.operands.items()})
+    trial.require_operands_untouched()
     return 0.0
 
 
@@ -260,19 +256,15 @@ def results_are_fresh(make: Make, case: Case, backend: Backend, device: Any = No
     """
     trial = Trial(make, case, backend, device)
     first = trial.results()
-    before = {name: array.copy() for name, array in trial.in_numpy(first).items()}
-    trial.forward(full_like(backend, trial.inputs["x"], 0))
-    trial.backward(full_like(backend, trial.inputs["dy"], 0))
-    require_equal(trial.in_numpy(first), before, "after a later call, the earlier ")
+    before = in_numpy(first)
+    trial.forward(0)
+    trial.backward(0)
+    require_equal(trial.again(first), before, "after a later call, the earlier ")
     again = trial.results()
-    require_equal(trial.in_numpy(again), before, "in the same call again, ")
-    for name, array in trial.inputs.items():
-        # What is written to a lazy array would only be noted down.
-        writable = not backend.is_lazy(array) and backend.why_not_writable(array) is None
-        if writable and case.operands[name].layout != "broadcast":
-            with backend.on_device_of(array):
-                array[...] = array + array + 1
-    require_equal(trial.in_numpy(again), before, "after a write to the inputs, ")
+    require_equal(in_numpy(again), before, "in the same call again, ")
+    trial.take(*(("write", name) for name in case.operands))
+    trial.subject.overwrite()
+    require_equal(trial.again(again), before, "after a write to the inputs, ")
     return 0.0
 
 
@@ -288,10 +280,10 @@ def backward_belongs_to_latest_forward(make: Make, case: Case, backend: Backend,
     0.0
     """
     trial = Trial(make, case, backend, device)
-    trial.forward(full_like(backend, trial.inputs["x"], 0))
-    trial.backward(full_like(backend, trial.inputs["dy"], 0))
-    require_within(trial.in_numpy(trial.results()), case.exact(), "y dx dW db", 0)
-    return require_within(trial.in_numpy(trial.gradients()), case.exact(), "dx dW db", 0)
+    trial.forward(0)
+    trial.backward(0)
+    require_within(in_numpy(trial.results()), case.exact(), "y dx dW db", 0)
+    return require_within(in_numpy(trial.gradients()), case.exact(), "dx dW db", 0)
 
 
 # Tier 5: manners. Without them an implementation is right, and hard to use.
@@ -309,12 +301,9 @@ def rebound_parameters_are_not_seen(make: Make, case: Case, backend: Backend, de
     0.0
     """
     trial = Trial(make, case, backend, device)
-    trial.forward(trial.inputs["x"])
-    for name in ("W", "b"):
-        if name in trial.inputs and getattr(trial.layer, name, None) is not None:
-            with contextlib.suppress(Exception):  # a layer may refuse it
-                setattr(trial.layer, name, full_like(backend, trial.inputs[name], 7))
-    return require_within(trial.in_numpy(trial.gradients()), case.exact(), "dx dW db", 0)
+    trial.forward()
+    trial.take(*(("rebind", name, 7) for name in ("W", "b") if name in case.operands))
+    return require_within(in_numpy(trial.gradients()), case.exact(), "dx dW db", 0)
 
 
 def rejected_dy_changes_nothing(make: Make, case: Case, backend: Backend, device: Any = None) -> float:
@@ -336,7 +325,7 @@ def rejected_dy_changes_nothing(make: Make, case: Case, backend: Backend, device
         wrong += [(rows, *batch[1:], m) for rows in (batch[0] + 1, 1) if rows != batch[0]]
     for shape in wrong:
         trial.require_rejection("dy", shape)
-    return require_within(trial.in_numpy(trial.gradients()), case.exact(), "dx dW db", 0)
+    return require_within(in_numpy(trial.gradients()), case.exact(), "dx dW db", 0)
 
 
 def rejected_x_changes_nothing(make: Make, case: Case, backend: Backend, device: Any = None) -> float | None:
@@ -357,7 +346,7 @@ def rejected_x_changes_nothing(make: Make, case: Case, backend: Backend, device:
     trial = Trial(make, case, backend, device)
     trial.results()
     trial.require_rejection("x", (*before, last + 1))
-    return require_within(trial.in_numpy(trial.gradients()), case.exact(), "dx dW db", 0)
+    return require_within(in_numpy(trial.gradients()), case.exact(), "dx dW db", 0)
 
 
 def primitives_agree(first: Any, second: Any, case: Case, backend: Backend, device: Any = None) -> float:

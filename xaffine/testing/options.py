@@ -107,6 +107,11 @@ class Options:
             raise ValueError(msg)
 
     @property
+    def tf32(self) -> bool:
+        """Whether the library may round factors to TF32."""
+        return self.summation is not None and self.summation.factors == "tf32"
+
+    @property
     def chosen(self) -> list[Property]:
         """The properties to check."""
         own = [prop for prop in self.properties if not isinstance(prop, str)]

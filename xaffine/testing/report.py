@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ if TYPE_CHECKING:
     from xaffine.testing.cases import Case
     from xaffine.testing.checks import Property
 
-__all__ = ["Part", "PropertyError", "Report", "Result", "describe_failure"]
+__all__ = ["UNREACHED", "Part", "PropertyError", "Report", "Result"]
 
 
 class PropertyError(AssertionError):
@@ -23,8 +24,8 @@ class PropertyError(AssertionError):
         The smallest case found.
     code : str
         Python that runs the check on that case.
-    finished : bool
-        False if the case gave no answer within the time limit, which shows no wrong result.
+    verdict : str
+        "FAILS"; "not finished", if the case gave no answer, which shows no wrong result; or "TAMPERED".
     cause : str or None
         The mistake in words, where one is known that computes what came out.
 
@@ -40,21 +41,13 @@ class PropertyError(AssertionError):
     """
 
     def __init__(
-        self, part: Part, reason: str, case: Case, code: str, *, finished: bool = True, cause: str | None = None
+        self, part: Part, reason: str, case: Case, code: str, verdict: str = "FAILS", cause: str | None = None
     ) -> None:
-        self.reason, self.case, self.code, self.finished, self.cause = reason, case, code, finished, cause
-        facts = {"property": part.label, "sentence": part.prop.sentence, "reason": reason, "code": code}
-        verdict = "FAILS" if finished else "not finished"
-        super().__init__(describe_failure({**facts, "verdict": verdict, "cause": cause}))
-
-
-def describe_failure(failure: dict[str, Any]) -> str:
-    """Say which property does not hold or did not finish, what came out, and how to see it again."""
-    finished, cause = failure["verdict"] != "not finished", failure["cause"]
-    what = "does not hold" if finished else "did not finish"
-    reason = failure["reason"] if cause is None else f"{cause}: {failure['reason']}"
-    again = f"The case{', as small as it was found,' if finished else ''} to paste and run:"
-    return f"{failure['property']} {what}.\n{failure['sentence']}\n\n{reason}\n\n{again}\n\n{failure['code']}"
+        self.reason, self.case, self.code, self.verdict, self.cause = reason, case, code, verdict, cause
+        what = "did not finish" if verdict == "not finished" else "does not hold"
+        again = f"The case{', as small as it was found,' if verdict == 'FAILS' else ''} to paste and run:"
+        named = reason if cause is None else f"{cause}: {reason}"
+        super().__init__(f"{part.label} {what}.\n{part.prop.sentence}\n\n{named}\n\n{again}\n\n{code}")
 
 
 @dataclass(frozen=True)
@@ -123,10 +116,20 @@ class Result:
 
     @property
     def verdict(self) -> str:
-        """What came of it: "holds", "FAILS", "not finished", or "MISTRUSTED" where no case could show a fault."""
+        """What came of it: "holds", "MISTRUSTED" where no case could show a fault, or what the failure says."""
         if self.failure is None:
             return "holds" if self.told else "MISTRUSTED"
-        return "FAILS" if self.failure.finished else "not finished"
+        return self.failure.verdict
+
+    @property
+    def word(self) -> str:
+        """The verdict, or "lacking" of manners that do not hold."""
+        return "lacking" if (self.verdict, self.part.prop.tier) == ("FAILS", "manners") else self.verdict
+
+    @property
+    def cause(self) -> str:
+        """What went wrong in one line: the mistake in words, or what came out; empty where nothing did."""
+        return "" if self.failure is None else self.failure.cause or self.failure.reason.partition("\n")[0]
 
     def to_dict(self) -> dict[str, Any]:
         """The result as JSON has it.
@@ -156,12 +159,14 @@ class Result:
         }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report:
-    """What `check_affine` found.
+    """What `check_affine` found; a notebook shows it as a table.
 
     Attributes
     ----------
+    target : str
+        What was checked.
     backend, version, device : str
         What the implementation ran on.
     dtypes : tuple of str
@@ -169,19 +174,32 @@ class Report:
     seed : int
         Makes the same cases again.
     gaps : tuple of str
-        What the implementation refuses, or does not declare, which was not tested.
+        What the implementation refuses, or does not declare, or what was not reached: none of it was tested.
     results : tuple of Result
-        One for each property.
+        One for each property that was.
+    adapter : str
+        What made a layer of what was checked, as `adapt` says.
+    isolated : bool
+        Whether the implementation ran in a process of its own. In this one it could have replaced the judge's code.
+    other_dtypes : tuple of str
+        Those of the backend that nobody asked for.
+    strict : bool
+        Whether manners count.
+    why : str or None
+        Why it ended early, if it did.
 
     Examples
     --------
     >>> from xaffine import AffineLayer
     >>> from xaffine.testing import check_affine
     >>> report = check_affine(AffineLayer, seed=0, max_examples=5)
-    >>> report.backend, report.dtypes, len(report.results), report.gaps
-    ('numpy', ('float32', 'float64'), 15, ())
+    >>> report
+    <Report on AffineLayer: right: 75 cases of 15 properties hold>
+    >>> report.backend, report.dtypes, report.gaps, report.isolated
+    ('numpy', ('float32', 'float64'), (), False)
     """
 
+    target: str
     backend: str
     version: str
     device: str
@@ -189,12 +207,115 @@ class Report:
     seed: int
     gaps: tuple[str, ...]
     results: tuple[Result, ...]
+    adapter: str
+    isolated: bool
+    other_dtypes: tuple[str, ...]
+    strict: bool = False
+    why: str | None = None
 
-    def __str__(self) -> str:
-        lines = [f"{self.backend} {self.version} on {self.device}, {', '.join(self.dtypes)}, seed {self.seed}"]
-        lines += [
-            f"{r.verdict:<12}  {r.part.label:<44}  {r.examples:>6} examples  "
-            f"worst error {r.worst_error:.3g}" + ("" if r.worst_case is None else f"  {r.worst_case}")
+    @property
+    def verdict(self) -> str:
+        """ "right", "wrong", or "not finished"."""
+        if any(map(self.counts, self.results)):
+            return "wrong"
+        unfinished = self.why or any(r.verdict in ("not finished", "MISTRUSTED") for r in self.results)
+        return "not finished" if unfinished else "right"
+
+    def counts(self, result: Result) -> bool:
+        """Whether a result makes the verdict "wrong": manners that are lacking do so where it is strict alone."""
+        failed = result.verdict == "FAILS" and (self.strict or result.part.prop.tier != "manners")
+        return failed or result.verdict == "TAMPERED"
+
+    @property
+    def conclusion(self) -> str:
+        """What the verdict rests on, in one line."""
+        done = [result for result in self.results if result.verdict == "holds"]
+        manners = [r.part.label for r in self.results if r.verdict == "FAILS" and not self.counts(r)]
+        if self.verdict == "wrong":
+            first, *others = [group for group in self.causes if self.counts(group[0])]
+            return f"{first[0].cause}{f', and {len(others)} more as above' if others else ''}"
+        if self.verdict == "right":
+            cases = sum(result.examples for result in done)
+            text = f"{cases:,} cases of {len(done)} properties hold"
+            return f"{text}; bad manners: {', '.join(manners)}" if manners else text
+        number = len(self.results) + sum(gap.endswith(UNREACHED) for gap in self.gaps)
+        mistrusted = [result.part.label for result in self.results if result.verdict == "MISTRUSTED"]
+        hung = next((result.cause for result in self.results if result.verdict == "not finished"), None)
+        why = f"no case of {' and '.join(mistrusted)} could show a fault" if mistrusted else self.why or hung
+        return f"{len(done) + len(manners)} of {number} properties have a verdict; {why}"
+
+    @property
+    def causes(self) -> list[list[Result]]:
+        """The properties that do not hold or did not finish, those of one cause together: wrong ones, hangs, manners."""
+        groups: dict[str, list[Result]] = {}
+        for result in self.results:
+            if result.failure is not None:
+                groups.setdefault(_without_numbers(result.cause), []).append(result)
+        for group in groups.values():
+            group.sort(key=lambda result: not self.counts(result))
+        return sorted(groups.values(), key=lambda some: (not self.counts(some[0]), some[0].verdict == "FAILS"))
+
+    def __repr__(self) -> str:
+        return f"<Report on {self.target}: {self.verdict}: {self.conclusion}>"
+
+    @property
+    def head(self) -> str:
+        """What was checked, and on what."""
+        what = self.target + ("" if self.adapter == "layer" else f" (a {self.adapter})")
+        where = f"{self.backend} {self.version} on {self.device}"
+        return f"{what} on {where}; {', '.join(self.dtypes)}; seed {self.seed}"
+
+    @property
+    def notes(self) -> list[str]:
+        """What was not tested, and what could not be ruled out."""
+        notes = [f"not tested: {gap}" for gap in self.gaps]
+        if self.other_dtypes:
+            notes.append(f"not tried: {', '.join(self.other_dtypes)}")
+        if not self.isolated:
+            notes.append("not ruled out: that the implementation, in the process of its judge, replaced its code")
+        return notes
+
+    @property
+    def rows(self) -> list[tuple[str, str, str, str, str]]:
+        """Of each result the property, tier, verdict, number of cases, and worst error as a fraction of its bound."""
+        return [
+            (r.part.label, r.part.prop.tier, r.word, str(r.examples), f"{r.worst_error:.3g}" if r.worst_error else "0")
             for r in self.results
         ]
-        return "\n".join([*lines, *(f"not tested: {gap}" for gap in self.gaps)])
+
+    def __str__(self) -> str:
+        widths = [max(map(len, column)) for column in zip(*self.rows, strict=True)] if self.rows else []
+        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in self.rows]
+        return "\n".join([self.head, *lines, *self.notes, f"{self.verdict}: {self.conclusion}"])
+
+    def _repr_html_(self) -> str:
+        from xaffine.testing._views import to_html
+
+        return to_html(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON has it.
+
+        Returns
+        -------
+        dict
+            Of texts, numbers, lists and None.
+
+        Examples
+        --------
+        >>> from xaffine import AffineLayer
+        >>> from xaffine.testing import check_affine
+        >>> check_affine(AffineLayer, seed=0, max_examples=5).to_dict()["verdict"]
+        'right'
+        """
+        names = ("target", "backend", "version", "device", "dtypes", "seed", "gaps", "adapter", "isolated")
+        facts = {name: getattr(self, name) for name in (*names, "other_dtypes", "verdict", "conclusion")}
+        return {**facts, "properties": [result.to_dict() for result in self.results]}
+
+
+UNREACHED = " (not reached)"
+
+
+def _without_numbers(cause: str) -> str:
+    """What failures of one cause have in common: on another case there are other numbers."""
+    return re.sub(r"-?\b(\d[\d.,]*(e[-+]\d+)?|inf|nan)\b", "0", cause).removesuffix(", 0 times its rounding bound")

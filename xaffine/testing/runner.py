@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import secrets
 import zlib
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from xaffine import backends
 from xaffine.testing import bounds
 from xaffine.testing._abilities import declared, probed
 from xaffine.testing._diagnoses import diagnose
-from xaffine.testing._timer import HungError, time_limit
-from xaffine.testing._trial import takes_batch_axes
-from xaffine.testing.adapters import adapt
+from xaffine.testing._subject import Isolated, TamperedError, subject_of
+from xaffine.testing._timer import HungError
 from xaffine.testing.options import Options
-from xaffine.testing.report import Part, PropertyError, Report, Result
+from xaffine.testing.report import UNREACHED, Part, PropertyError, Report, Result
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from xaffine.testing._trial import Make
+    from xaffine.testing.adapters import Make
     from xaffine.testing.cases import Case
     from xaffine.testing.checks import Property
 
@@ -31,8 +30,12 @@ Progress: TypeAlias = "Callable[[Part, int, Case], None]"
 """Called before every example with what is checked, the number of examples so far, and the case."""
 
 
+class NothingLeftError(ValueError):
+    """Of what is to be checked, nothing can be."""
+
+
 class Plan:
-    """What to check, with its arguments checked; `before_probe` is called with each case that shows an ability.
+    """What to check, with its arguments checked.
 
     Attributes
     ----------
@@ -42,53 +45,56 @@ class Plan:
         What is checked.
     """
 
-    def __init__(self, make: Make, options: Options, before_probe: Callable[[Case], None] | None = None) -> None:
-        if not all(map(callable, make if isinstance(make, tuple) else (make,))):
-            msg = f"make must be callable as make(W, b) and return a layer; it is a {type(make).__name__}"
-            raise TypeError(msg)
-        self.given = make
-        make, self.adapter, backend = adapt(make, options.backend, options.adapter)
+    def __init__(self, make: Any, options: Options) -> None:
         try:
             import hypothesis  # noqa: F401 - the extra's library, asked for before anything runs
         except ImportError as error:
             msg = 'the verifier draws its cases with Hypothesis; to get it: pip install "xaffine[testing]"'
             raise ModuleNotFoundError(msg, name="hypothesis") from error
-        self.make, self.options, summation = make, options, options.summation
+        self.given, self.options, summation = make, options, options.summation
         self.seed = secrets.randbits(32) if options.seed is None else options.seed
-        self.backend = backends.get(backend)
-        tf32 = summation is not None and summation.factors == "tf32"
-        self._precision = ["use_full_precision", *(["use_tf32"] if tf32 else [])]  # methods of the backend, in order
-        for method in self._precision:
-            getattr(self.backend, method)()
-        self.device = None if options.device is None else self.backend.device(options.device)
+        self.subject = subject_of(make, options)
+        self.facts = facts = self.subject.facts
         wanted = tuple(options.dtype) if isinstance(options.dtype, list | tuple) else (options.dtype,)
-        known = self.backend.dtypes(self.device)
-        if not wanted or not all(isinstance(d, str) and d in known for d in wanted):
-            msg = f"dtype {options.dtype!r} is not among those of the backend {backend!r}: {', '.join(known)}"
+        if not wanted or not all(isinstance(d, str) and d in facts.dtypes for d in wanted):
+            known = ", ".join(facts.dtypes)
+            msg = f"dtype {options.dtype!r} is not among those of the backend {facts.backend!r}: {known}"
             raise ValueError(msg)
         if strangers := [repr(d) for d in wanted if summation and summation.of("y", d).factors != summation.factors]:
             msg = f"only float32 and complex64 have factors in tf32; dtype has {', '.join(strangers)}"
             raise ValueError(msg)
-        supports = getattr(make, "supports", None) if options.supports is None else options.supports
+        supports = facts.supports if options.supports is None else options.supports
         if supports is not None:
-            self.abilities = declared(make, supports, wanted)
+            self.abilities = declared(self.subject, supports, wanted)
         else:
-            self.abilities = probed(make, self.backend, self.device, wanted, options, before_probe)
+            self.abilities = probed(self.subject, wanted, options)
         self.dtypes, gaps = self.abilities.dtypes, self.abilities.gaps
         floating = [d for d in self.dtypes if bounds.unit_roundoff(d)]
         if self.dtypes and not floating:
             gaps.append("the bounded tier: integers are not rounded")
+        self.other_dtypes = tuple(dtype for dtype in facts.dtypes if dtype not in wanted)
         self.gaps = tuple(gaps)
         testable = [p for p in options.chosen if (floating if p.values == "floats" else self.dtypes)]
         self.parts = [Part(p, large=False, cases=options.max_examples) for p in testable]
         if options.large:
             self.parts += [Part(p, large=True, cases=options.large) for p in testable if p.tier == "exact"]
+        if not self.parts:
+            msg = f"nothing is left to check; not tested: {'; '.join(self.gaps) or 'no property'}"
+            raise NothingLeftError(msg)
 
-    def report(self, results: Sequence[Result]) -> Report:
-        """Put results together."""
-        device = self.backend.devices[0] if self.device is None else self.device
-        name, version = self.backend.name, self.backend.version
-        return Report(name, version, str(device), self.dtypes, self.seed, self.gaps, tuple(results))
+    def close(self) -> None:
+        """End the process of the implementation, if it has one."""
+        self.subject.close()
+
+    def report(self, results: Sequence[Result], why: str | None = None) -> Report:
+        """Put results together, with why there are no more if there are not."""
+        facts, names = self.facts, [_name(each) for each in (self.given if isinstance(self.given, tuple) else (self.given,))]
+        unreached = tuple(f"{part.label}{UNREACHED}" for part in self.parts[len(results) :])
+        return Report(
+            ",".join(names), facts.backend, facts.version, facts.device, self.dtypes, self.seed, self.gaps + unreached,
+            tuple(results), facts.adapter, isinstance(self.subject, Isolated), self.other_dtypes, self.options.strict,
+            why or ("it ended early" if unreached else None),
+        )  # fmt: skip
 
     def run(self, progress: Progress | None = None) -> Iterator[Result]:
         """Check the properties one after the other, also those after one that does not hold; until two hang."""
@@ -97,7 +103,7 @@ class Plan:
             result = self._check(part, progress)
             yield result
             hung += result.verdict == "not finished"
-            if hung > 1 or (self.options.fail_fast and _counts(result, self.options)):
+            if hung > 1 or result.verdict == "TAMPERED" or (self.options.fail_fast and _counts(result, self.options)):
                 return
 
     def _check(self, part: Part, progress: Progress | None) -> Result:
@@ -112,14 +118,16 @@ class Plan:
             drawn = strategies.large_cases(self.dtypes, **some)
             always = strategies.long_cases(self.dtypes, features)[: part.cases - 1]
         else:
-            slices = takes_batch_axes(self.make) and {"matrices", "vectors", "tensors", "four-axes"} <= features
+            slices = self.facts.takes_batch_axes and {"matrices", "vectors", "tensors", "four-axes"} <= features
             values = part.prop.values
             drawn = strategies.cases(self.dtypes, values=values, mixed=self.options.mixed, batch_axes=slices, **some)
 
         def with_summation(case: Case) -> Case:
             return replace(case, summation=self.options.summation)
 
-        examples, told, worst, worst_case, latest, raised = 0, 0, 0.0, None, None, ""
+        subject = self.subject
+        examples, told, worst, worst_case, latest, failed, raised = 0, 0, 0.0, None, None, False, ""
+        rejected: dict[str, Any] = {}
 
         @hypothesis.seed(self.seed + zlib.crc32(part.label.encode()))  # other cases for every property
         @hypothesis.settings(
@@ -134,59 +142,67 @@ class Plan:
         )
         @hypothesis.given(drawn.map(with_summation))
         def holds(case: Case) -> None:
-            nonlocal examples, told, worst, worst_case, latest, raised
+            nonlocal examples, told, worst, worst_case, latest, failed, raised, rejected
             if progress is not None:
                 progress(part, examples, case)
+            if not failed:
+                latest = case
             try:
-                with time_limit(self.options.time_limit):
-                    error = part.prop.check(self.make, case, self.backend, self.device)
+                with subject.limit(self.options.time_limit):
+                    error = part.prop.check(subject.make, case, subject.backend, subject.device)
             except BaseException as exception:
-                latest, raised = case, f"{type(exception).__name__}: {exception}"
+                latest, failed, raised = case, True, f"{type(exception).__name__}: {exception}"
+                rejected = getattr(exception, "operands", {})
                 raise
-            examples += latest is None  # not those of shrinking
+            examples += not failed  # not those of shrinking
             told += error is not None and all(operand.values.any() for operand in (case.x, case.W, case.dy))
             if error is not None and error > worst:
                 worst, worst_case = error, case
 
-        reason, finished = None, True
+        reason, verdict = None, "FAILS"
         for case in always:
             holds = hypothesis.example(with_summation(case))(holds)
         try:
             holds()
+            subject.require_intact()
         except KeyboardInterrupt:  # the user's
             raise
+        except TamperedError as error:
+            reason, verdict = str(error), "TAMPERED"
         except HungError as error:
-            reason, finished = str(error), False
+            reason, verdict = str(error), "not finished"
         except hypothesis.errors.FlakyFailure as error:
             first = error.exceptions[0] if error.exceptions else error
             reason = f"{first}\n\nThe same case came out differently when it was run again."
         except BaseException as error:
             reason = str(error) if type(error) is AssertionError else f"{type(error).__name__}: {error}"
-        if reason is None and latest is not None:
+        if reason is None and failed:
             reason = f"{raised}\n\nHypothesis takes this for a case to pass over; here it is a failure."
         failure = None
         if reason is not None:
             assert latest is not None, reason  # noqa: S101 - else Hypothesis itself went wrong
-            seconds = self.options.time_limit
-            cause = diagnose(self.make, latest, self.backend, self.device, seconds) if finished else None
-            failure = PropertyError(part, reason, latest, self.code(part, latest), finished=finished, cause=cause)
+            cause = diagnose(subject, latest, self.options.time_limit) if verdict == "FAILS" else None
+            failure = PropertyError(part, reason, latest, self.code(part, latest, rejected), verdict, cause)
         return Result(part, examples, worst, worst_case, told, failure)
 
-    def code(self, part: Part, case: Case) -> str:
-        """Python that runs a check on a case, with the values of the operands if they are few."""
-        device = "" if self.device is None else f", backend.devices[{self.backend.devices.index(self.device)}]"
+    def code(self, part: Part, case: Case, rejected: dict[str, Any]) -> str:
+        """Python that runs a check on a case, with the values of the operands, and of a rejected one, if they are few."""
+        facts, summation = self.facts, self.options.summation
+        device = "" if facts.device_index is None else f", backend.devices[{facts.device_index}]"
         lines = [
             "from xaffine import backends",
-            f"from xaffine.testing import make_case{'' if self.options.summation is None else ', Summation'}",
+            f"from xaffine.testing import make_case{'' if summation is None else ', Summation'}",
             f"from {part.prop.check.__module__} import {part.prop.name}",
-            *_import_lines(self.given, self.options.target, self.backend.name, self.adapter),
+            *_import_lines(self.given, facts.backend, facts.adapter),
             "",
-            f"backend = backends.get({self.backend.name!r})",
-            *(f"backend.{method}()" for method in self._precision),
+            f"backend = backends.get({facts.backend!r})",
+            "backend.use_full_precision()",
+            *(["backend.use_tf32()"] if self.options.tf32 else []),
             f"case = {case.code}",
             f"{part.prop.name}(make, case, backend{device})",
         ]
         values = {name: operand.values for name, operand in case.operands.items()}
+        values |= {f"the {name} to be rejected": some for name, some in rejected.items()}
         lines += [f"# {name} = {some.tolist()}" for name, some in values.items() if 0 < some.size <= 36]
         return "\n".join(lines)
 
@@ -232,16 +248,13 @@ def check_affine(make: Make, options: Options = Options(), **changes: Any) -> Re
     True
     """
     options = replace(options, **changes)
-    plan = Plan(make, options)
-    if not plan.parts:
-        msg = f"nothing is left to check; not tested: {'; '.join(plan.gaps) or 'no property'}"
-        raise ValueError(msg)
-    results = []
-    for result in plan.run():
-        if result.failure is not None and _counts(result, options):
-            raise result.failure
-        results.append(result)
-    return plan.report(results)
+    with closing(Plan(make, options)) as plan:
+        results = []
+        for result in plan.run():
+            if result.failure is not None and _counts(result, options):
+                raise result.failure
+            results.append(result)
+        return plan.report(results)
 
 
 def property_tests(make: Make, options: Options = Options(seed=0), **changes: Any) -> Callable[..., None]:  # noqa: B008
@@ -280,29 +293,34 @@ def property_tests(make: Make, options: Options = Options(seed=0), **changes: An
 
     @pytest.mark.parametrize("prop", properties, ids=[prop.name for prop in properties])
     def test(prop: Property) -> None:
-        chosen = replace(options, properties=[prop])
-        plan = Plan(make, chosen)
-        if not plan.parts:
-            pytest.skip(f"not tested: {'; '.join(plan.gaps)}")
-        check_affine(make, chosen)
+        try:
+            check_affine(make, replace(options, properties=[prop]))
+        except NothingLeftError as error:
+            pytest.skip(str(error))
 
     return test
 
 
 def _counts(result: Result, options: Options) -> bool:
-    return result.failure is not None and (options.strict or result.part.prop.tier != "manners")
+    if result.part.prop.tier == "manners" and not options.strict:
+        return result.verdict == "TAMPERED"
+    return result.failure is not None
 
 
-def _import_lines(make: Any, target: str | None, backend: str, adapter: str) -> list[str]:
+def _name(make: Any) -> str:
+    return make if isinstance(make, str) else getattr(make, "__qualname__", type(make).__qualname__)
+
+
+def _import_lines(make: Any, backend: str, adapter: str) -> list[str]:
     """Lines after which `make` is what was checked."""
-    if target is None:
+    if not isinstance(make, str):
         names = [_defined(each) for each in (make if isinstance(make, tuple) else (make,))]
         if None in names:
             return ["make = ...  # the implementation"]
         lines = [f"from {module} import {name}" for module, name in names if module != "__main__"]
         made = ", ".join(name for _, name in names)
     else:
-        place, _, path = target.rpartition(":")
+        place, _, path = make.rpartition(":")
         module = Path(place).stem if place.endswith(".py") else place
         lines = ["import importlib, sys"] if place.endswith(".py") else ["import importlib"]
         lines += [f"sys.path.insert(0, {str(Path(place).parent)!r})"] if place.endswith(".py") else []

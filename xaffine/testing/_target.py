@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from xaffine.testing._trial import last_user_line
+from xaffine.testing._lines import last_user_line
 
 __all__ = ["TargetError", "import_target"]
 
