@@ -6,11 +6,20 @@ import argparse
 import os
 import signal
 import sys
+from typing import Any
 
 from xaffine import __version__
 from xaffine._command import bench, check, doctor
 
 __all__ = ["main"]
+
+
+class TerminatedError(KeyboardInterrupt):
+    """Somebody asked this process to end; as Ctrl-C, and unlike SystemExit, nothing takes it for a failed test."""
+
+
+def _terminate(*_: Any) -> None:
+    raise TerminatedError
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -40,10 +49,12 @@ def main(arguments: list[str] | None = None) -> int:
     bench.add_arguments(subcommands.add_parser("bench", help=bench.HELP, description=bench.DESCRIPTION))
     options = parser.parse_args(arguments)
     # SIGTERM as an exception: workers are ended, and what was found is kept.
-    handler = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    handler = signal.signal(signal.SIGTERM, _terminate)
     try:
         exit_code: int = options.run(options)
         sys.stdout.flush()
+    except TerminatedError:
+        return 128 + signal.SIGTERM
     except KeyboardInterrupt:
         print("xaffine: interrupted", file=sys.stderr)
         return 130

@@ -10,15 +10,15 @@ import subprocess
 import sys
 import time
 import tracemalloc
+
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
 from xaffine import __main__
-from xaffine._command import check, worker
-from xaffine._command.worker import WorkerError
-from xaffine.testing import PROPERTIES
+from xaffine.testing import PROPERTIES, Property, _progress, _subject
 from xaffine.testing.cases import FEATURES
 
 ALL = ("--supports", *(set(FEATURES) - {"last-axis"}))  # whatever it refuses
@@ -137,9 +137,9 @@ class WritesResults(Right):
 
 class TellsAgain(Right):
     def __init__(self, W, b):
-        from xaffine._command.worker import emitter
-        with emitter():
-            os._exit(0)
+        from xaffine.testing._process import Channel
+        Channel()("done")
+        os._exit(0)
 
 class WritesGarbage(Right):
     def __init__(self, W, b):
@@ -234,6 +234,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("json.py", "sys.py"):
         (tmp_path / "other" / name).write_text(LAYERS)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(_progress, "_EVERY", 600.0)  # nothing on standard error, however slow the machine is
     return tmp_path
 
 
@@ -254,62 +255,40 @@ def test_right_implementation(capfd: Any) -> None:
 
 
 @pytest.fixture(scope="module")
-def square(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What the worker emits that checks Square, which takes seconds to find the smallest cases where it is wrong."""
+def square(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The folder, the exit code and the output of a check of Square, which takes seconds to find the smallest cases."""
     folder = tmp_path_factory.mktemp("square")
     (folder / "layers.py").write_text(LAYERS)
-    arguments = {"target": "layers:Deeper.Layer", "dtype": ["float32", "float64"], "seed": 0, "examples": 100}
-    arguments |= {"backend": "numpy", "device": None, "large": 0, "tf32": False, "supports": None, "time_limit": 60}
-    arguments |= {"mixed": True, "only": [], "strict": False, "fail_fast": False, "skip": 0}
-    environment = {"PYTHONPATH": os.pathsep.join([str(folder), *sys.path])}
-    return list(check.run_worker("xaffine._command.check", arguments, 60, environment))
+    views = [word for view in ("json", "junit", "markdown", "html") for word in (f"--{view}", f"report.{view}")]
+    command = [sys.executable, "-m", "xaffine", "check", "--mixed", "--seed", "0", "--large", "0", *views]
+    command += ["--dtype", "float32", "float64", "layers:Deeper.Layer"]
+    child = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+    return folder, child.returncode, child.stdout
 
 
-@pytest.fixture
-def checked_square(square: list[dict[str, Any]], capfd: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Run the command with what the process told of Square."""
-    events = (dict(event) for event in square)
-    monkeypatch.setattr(check, "run_worker", lambda *_: events)
-    return lambda *options: checked(
-        capfd, "layers:Deeper.Layer", "--dtype", "float32", "float64", *options, examples=100
-    )
-
-
-def test_wrong_implementation(checked_square: Any, folder: Path) -> None:
-    code, out, err = checked_square()
-    assert (code, err) == (1, "")
+def test_wrong_implementation(square: Any) -> None:
+    folder, code, out = square
+    assert code == 1
     assert "backward_is_exact does not hold.\nOn small integers dx is dy Wᵀ" in out
     assert "\ndx came out as\n" in out
     assert "and was expected as\n" in out
     assert "\nFor the same cause: backward_is_within_bounds, differences_are_adjoint_to_gradients, " in out
     assert out.endswith("\nwrong: dx uses W where Wᵀ belongs\n")
+    assert "module = importlib.import_module('layers')\nmake = module.Deeper.Layer\n" in out
     # The printed code runs, and fails in the same way.
     script = out.partition("to paste and run:\n\n")[2].partition("\n\nFor the same")[0]
-    (folder / "again.py").write_text(script)
-    again = subprocess.run([sys.executable, "again.py"], capture_output=True, text=True, timeout=60, check=False)
+    command = [sys.executable, "-c", script]
+    again = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
     assert again.returncode == 1
     expected = out.partition("exactly.\n\ndx uses W where Wᵀ belongs: ")[2].splitlines()[0]
     assert f"AssertionError: {expected}" in again.stderr
 
 
-def test_code_to_paste_imports_a_target_within_a_class(checked_square: Any) -> None:
-    code, out, _ = checked_square()
-    assert code == 1
-    assert "module = importlib.import_module('layers')\nmake = module.Deeper.Layer\n" in out
-
-
-def test_code_to_paste_imports_a_target_of_a_module(capfd: Any) -> None:
-    code, out, err = checked(capfd, "layers:Negative", examples=2)
-    assert (code, err) == (1, "")
-    assert "module = importlib.import_module('layers')\nmake = module.Negative\n" in out
-
-
-def test_report_as_json(checked_square: Any) -> None:
-    code, out, _ = checked_square("--json")
-    report = json.loads(out)
-    assert code == 1
+def test_report_as_json(square: Any) -> None:
+    report = json.loads((square[0] / "report.json").read_text())
     assert (report["target"], report["backend"], report["seed"]) == ("layers:Deeper.Layer", "numpy", 0)
     assert report["dtypes"] == ["float32", "float64"]
+    assert report["isolated"]
     by_name = {result["property"]: result for result in report["properties"]}
     assert list(by_name) == [prop.name for prop in PROPERTIES]
     assert by_name["forward_is_exact"]["verdict"] == "holds"
@@ -318,6 +297,37 @@ def test_report_as_json(checked_square: Any) -> None:
     assert (report["verdict"], report["conclusion"]) == ("wrong", by_name["backward_is_exact"]["cause"])
     assert "make_case(" in by_name["backward_is_exact"]["code"]
     assert report["cores"] > 0
+
+
+def test_report_for_ci(square: Any) -> None:
+    suite = ElementTree.parse(square[0] / "report.junit").getroot()  # noqa: S314 - our own
+    assert (suite.get("tests"), suite.get("errors")) == (str(len(PROPERTIES)), "0")
+    failures = {case.get("name"): case.find("failure") for case in suite.iter("testcase")}
+    assert failures["forward_is_exact"] is None
+    assert failures["backward_is_exact"].get("message") == "dx uses W where Wᵀ belongs"
+    assert "case = make_case((" in failures["backward_is_exact"].text
+    assert suite.get("failures") == str(sum(failure is not None for failure in failures.values()))
+    assert suite.get("skipped") == str(sum(case.find("skipped") is not None for case in suite.iter("testcase"))) != "0"
+    assert "\nwrong: dx uses W where Wᵀ belongs" in suite.find("system-out").text
+    summary = (square[0] / "report.markdown").read_text()
+    assert summary.startswith("**wrong**: dx uses W where Wᵀ belongs\n\nlayers:Deeper.Layer on numpy ")
+    assert "| backward_is_exact | exact | FAILS | " in summary
+    assert "<details><summary>backward_is_exact, backward_is_within_bounds, " in summary
+
+
+def test_report_for_a_browser(square: Any) -> None:
+    page = ElementTree.fromstring((square[0] / "report.html").read_text())  # noqa: S314 - it is well-formed, too
+    text = "".join(page.itertext())
+    assert "backward_is_exactexactFAILS" in text
+    assert text.endswith("wrong: dx uses W where Wᵀ belongs")
+    assert [meter.get("max") for meter in page.iter("meter")]
+    assert "make = module.Deeper.Layer" in page.find(".//details/pre").text
+
+
+def test_code_to_paste_imports_a_target_of_a_module(capfd: Any) -> None:
+    code, out, err = checked(capfd, "layers:Negative", examples=2)
+    assert (code, err) == (1, "")
+    assert "module = importlib.import_module('layers')\nmake = module.Negative\n" in out
 
 
 def test_large_sizes_and_declared_gaps(capfd: Any) -> None:
@@ -358,17 +368,17 @@ def test_crash_is_reported_with_its_case(capfd: Any) -> None:
     assert "forward_is_exact did not finish." in out
     assert "the process was ended by SIGABRT" in out
     assert "case = make_case((" in out
-    assert "not tested: backward_is_exact (not reached)" in out
-    assert "\nnot finished: 0 of 15 properties have a verdict; the process was ended by SIGABRT\n" in out
+    assert "\nFor the same cause: backward_is_exact\n" in out  # which was tried in another process
+    assert "not tested: forward_is_within_bound (not reached)" in out
+    assert "\nnot finished: 0 of 15 properties have a verdict; it ended early\n" in out
 
 
 def test_end_in_a_first_small_call_is_reported_with_its_case(capfd: Any) -> None:
     for name, why in (("Exits", "the process ended with exit code 3"), ("Crashes", "the process was ended by SIGABRT")):
-        code, out, err = checked(capfd, f"layers:{name}")
+        code, out, err = checked(capfd, f"layers:{name}", "--seed", "1")
         assert (code, err) == (3, "")
-        assert out.startswith(f"not finished: {why}, in a first small call: make_case((2, 3")
-    code, out, _ = checked(capfd, "layers:Exits", "--json")
-    assert (code, json.loads(out)["verdict"]) == (3, "not finished")
+        assert f" (not tried after {why})\n" in out
+        assert "case = make_case((" in out
 
 
 def test_exit_is_reported_with_its_case(capfd: Any) -> None:
@@ -378,10 +388,7 @@ def test_exit_is_reported_with_its_case(capfd: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["LeavesAThread", "CrashesAtTheEnd"])
-def test_what_comes_after_the_last_property_does_not_count(
-    capfd: Any, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    monkeypatch.setattr(worker, "_EXIT_SECONDS", 0.2)
+def test_what_comes_after_the_last_property_does_not_count(capfd: Any, name: str) -> None:
     code, out, err = checked(capfd, f"layers:{name}", examples=8)
     assert (code, err) == (0, "")
     assert out.count("holds") == len(PROPERTIES)
@@ -404,7 +411,7 @@ def test_what_it_prints_without_end_fills_no_memory(capfd: Any) -> None:
     code, out, _ = checked(capfd, "layers:WritesALongLine", examples=3)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert code == 3
+    assert code == 1
     assert "wrote to the pipe of its events" in out
     assert peak < 1 << 25
 
@@ -413,7 +420,7 @@ def test_end_before_the_last_property_is_no_success_with_any_exit_code(capfd: An
     code, out, _ = checked(capfd, "layers:ExitsInBackward", "--time-limit", "20", *ALL)
     assert code == 3
     assert "backward_is_exact did not finish." in out
-    assert "\nnot finished: 1 of 15 properties have a verdict; the process ended with exit code 0\n" in out
+    assert "\nnot finished: 2 of 15 properties have a verdict; it ended early\n" in out
     assert "the process ended with exit code 0" in out
 
 
@@ -432,35 +439,40 @@ def test_hang_is_reported_with_its_line(capfd: Any) -> None:
 
 
 def test_hang_that_no_signal_interrupts_is_ended(capfd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(check, "_GRACE", 3.0)
+    monkeypatch.setattr(_subject, "_GRACE", 3.0)
     code, out, _ = checked(capfd, "layers:Deaf", "--time-limit", "0.3", *ALL)
     assert code == 3
-    assert out.count("no answer within 0.3 s, and none to an interrupt") == 2  # of the first case, and in the verdict
+    assert "no answer within 0.3 s, and none to an interrupt" in out
     assert "case = make_case((" in out
     assert "\nFor the same cause: backward_is_exact\n" in out  # which was tried in another process
     assert "not tested: forward_is_within_bound (not reached)\n" in out
-    code, out, _ = checked(capfd, "layers:Deaf", "--time-limit", "0.3")
-    assert code == 3
-    assert out.startswith(
-        "not finished: no answer within 0.3 s, and none to an interrupt, in a first small call: make_c"
-    )
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "PrintsThatItIsDone", "WritesThatItIsDone", "WritesThatItIsDoneAndGoesOn", "WritesResults", "TellsAgain",
-        "WritesGarbage", "ClosesPipes", "IsKilled", "InterruptsItself",
-    ],
-)  # fmt: skip
-def test_what_did_not_finish_is_no_success_whatever_it_says(capfd: Any, name: str) -> None:
-    code, out, err = checked(capfd, f"layers:{name}", "--json", *ALL, examples=3)
+@pytest.mark.parametrize("name", ["PrintsThatItIsDone", "TellsAgain", "ClosesPipes", "IsKilled", "InterruptsItself"])
+def test_what_did_not_finish_is_no_success_whatever_it_says(
+    capfd: Any, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(_subject, "_GRACE", 3.0)
+    code, out, err = checked(capfd, f"layers:{name}", "--json", "-", "--time-limit", "3", *ALL, examples=3)
     report = json.loads(out)
     assert (code, err, report["verdict"]) == (3, "", "not finished")
     assert report["conclusion"].partition(" of ")[0] == str(sum(r["verdict"] == "holds" for r in report["properties"]))
     reached = {result["property"] for result in report["properties"]}
     assert report["gaps"] == [f"{prop.name} (not reached)" for prop in PROPERTIES if prop.name not in reached]
-    assert len(reached) <= 2
+    assert [result["verdict"] for result in report["properties"]].count("not finished") == 2
+
+
+@pytest.mark.parametrize(
+    "name", ["WritesThatItIsDone", "WritesThatItIsDoneAndGoesOn", "WritesResults", "WritesGarbage"]
+)
+def test_what_writes_to_our_pipes_is_wrong(capfd: Any, name: str) -> None:
+    code, out, err = checked(capfd, f"layers:{name}", *ALL, examples=3)
+    assert (code, err) == (1, "")
+    assert re.search(r"^forward_is_exact +exact +TAMPERED +0 ", out, re.MULTILINE)
+    assert "\nwrong: something in it wrote to the pipe of its events: " in out
+    code, out, err = checked(capfd, f"layers:{name}", examples=3)
+    assert (code, err) == (1, "")
+    assert out.startswith("wrong: something in it wrote to the pipe of its events: ")
 
 
 def test_exit_that_can_be_caught_is_a_wrong_answer(capfd: Any) -> None:
@@ -471,63 +483,8 @@ def test_exit_that_can_be_caught_is_a_wrong_answer(capfd: Any) -> None:
     assert "not finished" not in out
 
 
-def test_fewer_cases_than_asked_for_are_not_finished(capfd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def events(*_: Any) -> Any:
-        labels = [prop.name for prop in PROPERTIES[:2]]
-        facts = {"backend": "numpy", "version": "2", "device": "cpu", "dtypes": ["float32"], "seed": 0, "gaps": []}
-        facts["adapter"] = "layer"
-        yield {"event": "plan", **facts, "parts": labels}
-        for label, examples in zip(labels, (10, 9), strict=True):
-            result = {"verdict": "holds", "worst_error": 0.0, "tier": "exact"}
-            yield {"event": "result", "property": label, "examples": examples, "cases": 10, **result}
-
-    monkeypatch.setattr(check, "run_worker", events)
-    code, out, _ = checked(capfd, "layers:Right", examples=10)
-    assert code == 3
-    assert "\nnot finished: 1 of 2 properties have a verdict; " in out
-
-
-def test_worker_that_emits_nothing_could_not_run(capfd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(check, "run_worker", lambda *_: (event for event in ()))
-    code, out, err = checked(capfd, "layers:Right")
-    assert (code, out) == (2, "")
-    assert err == "could not run: its process ended before anything was checked\n"
-
-
-def test_end_between_two_cases_says_why(capfd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def events(*_: Any) -> Any:
-        facts = {"backend": "numpy", "version": "2", "device": "cpu", "dtypes": ["float32"], "seed": 0, "gaps": []}
-        facts["adapter"] = "layer"
-        yield {"event": "plan", **facts, "parts": [PROPERTIES[0].name]}
-        raise WorkerError("the process was ended by SIGKILL")
-
-    monkeypatch.setattr(check, "run_worker", events)
-    code, out, _ = checked(capfd, "layers:Right")
-    assert code == 3
-    assert "\nnot finished: 0 of 1 properties have a verdict; the process was ended by SIGKILL\n" in out
-
-
-def test_wrong_is_said_before_not_finished(capfd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def events(*_: Any) -> Any:
-        facts = {"backend": "numpy", "version": "2", "device": "cpu", "dtypes": ["float32"], "seed": 0, "gaps": []}
-        facts["adapter"] = "layer"
-        labels = [prop.name for prop in PROPERTIES[:3]]
-        yield {"event": "plan", **facts, "parts": labels}
-        for label, verdict in zip(labels, ("not finished", "FAILS", "not finished"), strict=True):
-            result = {"verdict": verdict, "worst_error": 0.0, "tier": "exact", "reason": f"so {label}", "cause": None}
-            yield {"event": "result", "property": label, "examples": 1, "sentence": "", "code": "", **result}
-
-    monkeypatch.setattr(check, "run_worker", events)
-    code, out, _ = checked(capfd, "layers:Right")
-    assert code == 1
-    first, second, third = (prop.name for prop in PROPERTIES[:3])
-    assert out.index(f"{second} does not hold.") < out.index(f"{first} did not finish: so")
-    assert f"{third} did not finish: so" in out
-    assert out.endswith(f"\nwrong: so {second}\n")
-
-
 def test_processes_of_the_implementation_end_with_it(capfd: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(check, "_GRACE", 6.0)  # which the start of the process must not take
+    monkeypatch.setattr(_subject, "_GRACE", 6.0)  # which the start of the process must not take
     assert checked(capfd, "layers:LeavesAProcess", "--time-limit", "0.1")[0] == 3
     assert gone(int((folder / "pid").read_text()))
 
@@ -673,7 +630,7 @@ def test_target_in_a_file_imports_what_lies_beside_it(capfd: Any, folder: Path, 
 def test_code_of_a_failing_case_imports_a_target_in_a_file(capfd: Any, folder: Path) -> None:
     (folder / "sub").mkdir()
     (folder / "sub" / "my-layers.py").write_text(f"{LAYERS}\nclass Outer:\n    Layer = Negative\n")
-    code, out, _ = checked(capfd, "sub/my-layers.py:Outer.Layer", "--json", examples=5)
+    code, out, _ = checked(capfd, "sub/my-layers.py:Outer.Layer", "--json", "-", examples=5)
     failure = next(result for result in json.loads(out)["properties"] if result["verdict"] == "FAILS")
     assert code == 1
     again = subprocess.run(

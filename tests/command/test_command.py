@@ -17,8 +17,9 @@ import pytest
 
 import xaffine
 from xaffine import AffineLayer, __main__, backends
-from xaffine._command import doctor, machine, terminal, worker
-from xaffine._command.worker import WorkerError
+from xaffine._command import doctor, machine, terminal
+from xaffine.testing import _process as worker
+from xaffine.testing._process import WorkerError
 
 
 def report(name: str, **facts: Any) -> dict[str, Any]:
@@ -61,7 +62,7 @@ DOCTOR = """
 import sys
 from xaffine import __main__, backends
 backends.names = lambda: ("numpy", "array-api-strict")
-sys.exit(__main__.main(["--json"]))
+sys.exit(__main__.main(["--json", "-"]))
 """
 
 
@@ -301,7 +302,7 @@ def test_interrupt_leaves_what_was_examined(monkeypatch: pytest.MonkeyPatch, cap
 
     examined(monkeypatch, RIGHT, report("torch"))
     monkeypatch.setattr(doctor, "examine_in_worker", interrupt)
-    assert __main__.main(["--json"]) == 130
+    assert __main__.main(["--json", "-"]) == 130
     printed = capsys.readouterr()
     assert json.loads(printed.out)["backends"] == [RIGHT]
     assert printed.err == "xaffine: interrupted\n"
@@ -329,6 +330,6 @@ def test_bar_moves_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: Any) -
 
 def test_json_has_what_was_examined(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     examined(monkeypatch, RIGHT)
-    assert __main__.main(["--json"]) == 0
+    assert __main__.main(["--json", "-"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert (facts["backends"], facts["lost_speed"]) == ([RIGHT], [])

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import threadpoolctl
 
-from xaffine._command import doctor, speed, worker
+from xaffine._command import doctor, speed
+from xaffine.testing import _process as worker
 
 POOL = {"user_api": "blas", "internal_api": "openblas", "architecture": "SkylakeX", "num_threads": 4}
 
@@ -45,8 +46,8 @@ def test_unset_variable_does_not_reach_the_process_that_is_measured(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "says.py").write_text(
-        "import os\nfrom xaffine._command.worker import emitter\n"
-        "with emitter() as emit:\n    emit('found', names=sorted(os.environ))\n"
+        "import os\nfrom xaffine.testing._process import serve\n"
+        "serve(lambda channel: channel('found', names=sorted(os.environ)))\n"
     )
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
     monkeypatch.setenv("OPENBLAS_CORETYPE", "Nehalem")

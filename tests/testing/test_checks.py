@@ -10,7 +10,8 @@ import threadpoolctl
 from tests.testing.bugs import Plain
 from xaffine import AffineLayer, affine, affine_backward
 from xaffine.testing import PROPERTIES, check_affine, from_functions
-from xaffine.testing._trial import last_line_of, takes_batch_axes
+from xaffine.testing._lines import last_line_of
+from xaffine.testing.adapters import takes_batch_axes
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "complex64", "int32", "uint8"])

@@ -58,8 +58,12 @@ def test_report_says_what_was_tested() -> None:
         assert (0 < result.worst_error <= 1) == bounded
         assert (result.worst_case is not None) == bounded
     text = str(report)
-    assert text.startswith(f"numpy {np.__version__} on cpu, float32, float64, seed 7\nholds         forward_is_exact  ")
-    assert str(report.results[2].worst_case) in text
+    assert text.startswith(f"Plain on numpy {np.__version__} on cpu; float32, float64; seed 7\nforward_is_exact  ")
+    assert text.endswith("\nright: 300 cases of 15 properties hold")
+    assert "\nnot tried: bfloat16, float16, complex128, " in text
+    assert "\nnot ruled out: that the implementation, in the process of its judge, replaced its code\n" in text
+    assert repr(report) == "<Report on Plain: right: 300 cases of 15 properties hold>"
+    assert "<strong>right</strong>: 300 cases of 15 properties hold" in report._repr_html_()
 
 
 def test_worst_case_makes_the_worst_error_again(numpy_backend: Any) -> None:
@@ -222,7 +226,7 @@ def test_hang_is_found_within_the_time_limit() -> None:
 def test_hang_is_no_wrong_answer() -> None:
     with pytest.raises(PropertyError, match=r"^forward_is_exact did not finish\.\n") as caught:
         check_affine(Hangs, seed=0, time_limit=0.2)
-    assert not caught.value.finished
+    assert caught.value.verdict == "not finished"
     failure = failure_of(TransposesWOnlyIfNotSquare)
     assert str(failure).startswith("backward_is_exact does not hold.\n")
     assert failure.finished
@@ -241,7 +245,7 @@ def test_hang_that_the_implementation_catches_is_found(end: str) -> None:
 
     with pytest.raises(PropertyError, match=r"no answer within 0.1 s\n") as caught:
         check_affine(Catches, seed=0, time_limit=0.1, max_examples=2)
-    assert not caught.value.finished
+    assert caught.value.verdict == "not finished"
 
 
 @pytest.mark.parametrize(

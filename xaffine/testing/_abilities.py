@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from xaffine.testing import bounds
@@ -12,8 +13,6 @@ from xaffine.testing._trial import Trial
 from xaffine.testing.cases import FEATURES, LAYOUTS, make_case
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
-
     from xaffine.testing._subject import Subject
     from xaffine.testing.options import Options
 
@@ -41,14 +40,19 @@ class Abilities(NamedTuple):
     """Whether a first small call gave no answer."""
 
 
-def declared(subject: Subject, supports: Collection[str], dtypes: tuple[str, ...]) -> Abilities:
+def declared(subject: Subject, supports: Any, dtypes: tuple[str, ...]) -> Abilities:
     """The abilities that an implementation, or who checks it, names: they are drawn whatever it does with them.
 
     Raises
     ------
+    TypeError
+        It is no collection of names.
     ValueError
         A name is neither a feature nor a dtype, or two features contradict each other.
     """
+    if not isinstance(supports, Collection) or isinstance(supports, str):
+        msg = f"supports is a collection of names, such as {{'no-bias', 'vectors'}}; it came as {supports!r}"
+        raise TypeError(msg)
     features = {name for name in supports if name in FEATURES}
     own = set(supports) - features
     if strangers := [repr(name) for name in own if not bounds.is_dtype(name)]:

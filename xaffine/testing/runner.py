@@ -51,10 +51,18 @@ class Plan:
         except ImportError as error:
             msg = 'the verifier draws its cases with Hypothesis; to get it: pip install "xaffine[testing]"'
             raise ModuleNotFoundError(msg, name="hypothesis") from error
-        self.given, self.options, summation = make, options, options.summation
+        self.given, self.options = make, options
         self.seed = secrets.randbits(32) if options.seed is None else options.seed
         self.subject = subject_of(make, options)
-        self.facts = facts = self.subject.facts
+        try:
+            self._find_parts()
+        except BaseException:
+            self.close()
+            raise
+
+    def _find_parts(self) -> None:
+        """Find out what can be checked."""
+        options, facts, summation = self.options, self.subject.facts, self.options.summation
         wanted = tuple(options.dtype) if isinstance(options.dtype, list | tuple) else (options.dtype,)
         if not wanted or not all(isinstance(d, str) and d in facts.dtypes for d in wanted):
             known = ", ".join(facts.dtypes)
@@ -88,7 +96,7 @@ class Plan:
 
     def report(self, results: Sequence[Result], why: str | None = None) -> Report:
         """Put results together, with why there are no more if there are not."""
-        facts, names = self.facts, [_name(each) for each in (self.given if isinstance(self.given, tuple) else (self.given,))]
+        facts, names = self.subject.facts, [_name(each) for each in (self.given if isinstance(self.given, tuple) else (self.given,))]
         unreached = tuple(f"{part.label}{UNREACHED}" for part in self.parts[len(results) :])
         return Report(
             ",".join(names), facts.backend, facts.version, facts.device, self.dtypes, self.seed, self.gaps + unreached,
@@ -118,7 +126,7 @@ class Plan:
             drawn = strategies.large_cases(self.dtypes, **some)
             always = strategies.long_cases(self.dtypes, features)[: part.cases - 1]
         else:
-            slices = self.facts.takes_batch_axes and {"matrices", "vectors", "tensors", "four-axes"} <= features
+            slices = self.subject.facts.takes_batch_axes and {"matrices", "vectors", "tensors", "four-axes"} <= features
             values = part.prop.values
             drawn = strategies.cases(self.dtypes, values=values, mixed=self.options.mixed, batch_axes=slices, **some)
 
@@ -187,7 +195,7 @@ class Plan:
 
     def code(self, part: Part, case: Case, rejected: dict[str, Any]) -> str:
         """Python that runs a check on a case, with the values of the operands, and of a rejected one, if they are few."""
-        facts, summation = self.facts, self.options.summation
+        facts, summation = self.subject.facts, self.options.summation
         device = "" if facts.device_index is None else f", backend.devices[{facts.device_index}]"
         lines = [
             "from xaffine import backends",
