@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 import tracemalloc
-
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -18,7 +17,7 @@ from xml.etree import ElementTree
 import pytest
 
 from xaffine import __main__
-from xaffine.testing import PROPERTIES, Property, _progress, _subject
+from xaffine.testing import PROPERTIES, _progress, _subject
 from xaffine.testing.cases import FEATURES
 
 ALL = ("--supports", *(set(FEATURES) - {"last-axis"}))  # whatever it refuses

@@ -130,7 +130,7 @@ def test_what_torch_differentiates_is_right(of_torch: Any, backend: Backend, nam
     adapter = {"plain": "function", "functional": "function", "Function": "torch function"}.get(name, "torch module")
     own: Any = "torch" if adapter == "function" else None
     plan = Plan(of_torch[name], Options(backend=own, seed=0, max_examples=15))
-    assert (plan.adapter, plan.backend) == (adapter, backend)
+    assert (plan.subject.facts.adapter, plan.subject.facts.backend) == (adapter, "torch")
     for result in plan.run():
         assert result.failure is None or result.part.prop.tier == "manners", result.failure
     assert "matrices" in plan.abilities.features
@@ -162,7 +162,7 @@ def test_what_jax_differentiates_is_right(backend: Backend) -> None:
         plan = Plan(
             function, replace(options, supports={"no-bias"} if "weight" in function.__code__.co_varnames else ())
         )
-        assert plan.adapter == "function"
+        assert plan.subject.facts.adapter == "function"
         assert {result.verdict for result in plan.run()} == {"holds"}
 
 

@@ -30,11 +30,11 @@ from xaffine import backends
 from xaffine._command.clock import clock_of
 from xaffine._command.files import replace_text, require_writable
 from xaffine._command.machine import describe_machine
-from xaffine.testing._target import TargetError, import_target
 from xaffine._command.terminal import print_table, progress_bar
-from xaffine.testing._process import WorkerError, run_worker, serve
 from xaffine.layer import AffineLayer
 from xaffine.testing._lines import last_user_line
+from xaffine.testing._process import WorkerError, run_worker, serve
+from xaffine.testing._target import TargetError, import_target
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -26,12 +25,13 @@ from xaffine.testing.bounds import Summation
 from xaffine.testing.cases import FEATURES
 from xaffine.testing.checks import PROPERTIES
 from xaffine.testing.options import Options
-from xaffine.testing.report import Report
 from xaffine.testing.runner import Plan
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from xaffine.testing.cases import Case
-    from xaffine.testing.report import Part, Result
+    from xaffine.testing.report import Part, Report, Result
 
 __all__ = ["DESCRIPTION", "HELP", "add_arguments", "run"]
 
@@ -97,7 +97,7 @@ def run(options: argparse.Namespace) -> int:
         print(f"could not run: {error}", file=sys.stderr)
         return 2
     results: list[Result] = []
-    why = "interrupted"
+    why: str | None = "interrupted"
     with closing(plan), progress_bar(len(plan.parts)) as show:
 
         def progress(part: Part, examples: int, _: Case) -> None:

@@ -20,9 +20,9 @@ from xaffine._command.files import require_writable, write_text
 from xaffine._command.machine import describe_machine
 from xaffine._command.speed import find_lost_speed
 from xaffine._command.terminal import print_table, progress_bar
-from xaffine.testing._process import WorkerError, result_of_worker, serve
 from xaffine.functional import affine_vjp
 from xaffine.layer import AffineLayer
+from xaffine.testing._process import WorkerError, result_of_worker, serve
 from xaffine.testing.cases import make_case
 from xaffine.testing.checks import PROPERTIES
 

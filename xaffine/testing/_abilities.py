@@ -36,6 +36,8 @@ class Abilities(NamedTuple):
     dtypes: tuple[str, ...]
     gaps: list[str]
     """What it does not take, each with the reason."""
+    bias: bool = True
+    """Whether it takes a b."""
     hung: bool = False
     """Whether a first small call gave no answer."""
 
@@ -79,20 +81,21 @@ def probed(subject: Subject, dtypes: tuple[str, ...], options: Options) -> Abili
     ValueError
         It refuses each form of x.
     """
-    hung = ""
+    hung, bias = "", True
 
     def refusal(dtype: str, shape: tuple[int, ...], k: int | None, m: int = _OUTPUTS, **more: Any) -> str | None:
         nonlocal hung
         if hung:
             return f"not tried after {hung}"
-        case = make_case(shape, m, seed=0, dtypes=dtype, n_batch_axes=k, **more)
+        case = make_case(shape, m, seed=0, dtypes=dtype, n_batch_axes=k, **{"bias": bias, **more})
         try:
             with subject.limit(options.time_limit):
                 trial = Trial(subject, case)
                 y = trial.forward()
                 if len(shape) != 2 and case.N and y.shape != case.dy.values.shape:  # another reading of x
                     return f"y has the shape {y.shape}, not {case.dy.values.shape}"
-                trial.gradients()
+                if subject.facts.has_backward:
+                    trial.gradients()
         except (KeyboardInterrupt, TamperedError):  # the first is the user's
             raise
         except HungError as error:
@@ -103,8 +106,17 @@ def probed(subject: Subject, dtypes: tuple[str, ...], options: Options) -> Abili
             return None
         return None
 
-    tried = {(form, dtype): refusal(dtype, *_FORMS[form]) for form in _FORMS for dtype in dtypes}
-    taken = tuple(dtype for dtype in dtypes if any(tried[form, dtype] is None for form in _FORMS))
+    def try_forms() -> tuple[dict[tuple[str, str], str | None], tuple[str, ...]]:
+        tried = {(form, dtype): refusal(dtype, *_FORMS[form]) for form in _FORMS for dtype in dtypes}
+        return tried, tuple(dtype for dtype in dtypes if any(tried[form, dtype] is None for form in _FORMS))
+
+    tried, taken = try_forms()
+    if not taken:
+        bias = False
+        without, taken = try_forms()
+        bias = not taken
+        if taken:
+            why_no_bias, tried = tried["matrices", dtypes[0]], without
     if not taken and refusal(dtypes[0], (2, 3), None, m=3) is None:  # a transpose is missing
         tried["matrices", dtypes[0]], taken = None, dtypes[:1]
     if not taken:
@@ -128,8 +140,10 @@ def probed(subject: Subject, dtypes: tuple[str, ...], options: Options) -> Abili
     layouts = {layout: refusal(first, shape, k, layouts=(layout,) * 4) for layout in LAYOUTS}
     layouts["broadcast"] = refusal(first, shape, k, layouts=("C", "C", "C", "broadcast"))
     gaps = [f"{FEATURES[name]} ({why})" for name, why in found.items() if why is not None]
+    if not bias:
+        gaps.append(f"a bias ({why_no_bias})")
     gaps += [f"operands in the layout {name!r} ({why})" for name, why in layouts.items() if why is not None]
     gaps += [f"dtype {dtype} ({tried[base, dtype]})" for dtype in dtypes if dtype not in taken]
     accepted = tuple(name for name, why in layouts.items() if why is None)
     features = {name for name, why in found.items() if why is None}
-    return Abilities(features, accepted or ("C",), taken, gaps, hung=bool(hung))
+    return Abilities(features, accepted or ("C",), taken, gaps, bias, bool(hung))

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from xaffine.testing._process import Channel
     from xaffine.testing.adapters import Make
 
-__all__ = ["Candidate", "Facts", "Placed", "RaisedError", "Returned", "prepare"]
+__all__ = ["Candidate", "Facts", "Placed", "RaisedError", "Returned", "has_backward", "prepare"]
 
 
 class RaisedError(AssertionError):
@@ -85,6 +85,7 @@ class Facts(NamedTuple):
     dtypes: Sequence[str]
     """Those of the backend."""
     takes_batch_axes: bool
+    has_backward: bool
     supports: Sequence[str] | None
     """What it declares; of what is no collection of names, a text."""
 
@@ -264,10 +265,23 @@ def prepare(
     own = None if device is None else library.device(device)
     facts = Facts(
         adapter, library.name, library.version, str(library.devices[0] if own is None else own),
-        None if own is None else library.devices.index(own), library.dtypes(own), takes_batch_axes(make),
+        None if own is None else library.devices.index(own), library.dtypes(own), takes_batch_axes(make), has_backward(make, library, own),
         supports if supports is None or isinstance(supports, list) else repr(supports),
     )  # fmt: skip
     return Candidate(make, library, own), facts
+
+
+def has_backward(make: Make, backend: Backend, device: Any) -> bool:
+    """Whether there are gradients: of what torch may know none, a first small call shows it."""
+    if not getattr(make, "has_backward", False):
+        return not hasattr(make, "has_backward")
+    try:
+        x, W, b = (backend.from_values(np.zeros(shape), "float32", device=device) for shape in ((2, 3), (3, 5), (5,)))
+        layer = make(W, b)
+        layer.forward(x)
+    except Exception:  # the probes tell
+        return True
+    return bool(getattr(layer, "has_backward", True))
 
 
 class _Memory:
@@ -285,7 +299,7 @@ class _Memory:
 
 def _fingerprint() -> dict[tuple[Any, str], Any]:
     """What this process is made of: the functions of the verifier, of the backends, of the clock and of NumPy."""
-    found = {}
+    found: dict[tuple[Any, str], Any] = {}
     for name, module in list(sys.modules.items()):
         if name.startswith(("xaffine.testing", "xaffine.backends")) or name in _TRUSTED:
             owners = [module, *(each for each in vars(module).values() if isinstance(each, type))]
@@ -322,7 +336,7 @@ def _work(channel: Channel, *, target: str, file: int, **how: Any) -> None:
                     told = returned._asdict()
                     if returned.values is not None:
                         told["values"] = [returned.values.dtype.str, returned.values.shape]
-                        position += os.pwrite(file, returned.values, position)
+                        position += os.pwrite(file, returned.values.data, position)
                     answer["returned"].append(told)
         except RaisedError as error:
             answer |= {"raised": str(error), "clean": error.clean}

@@ -45,9 +45,7 @@ class WorkerError(Exception):
         Something in it wrote to the pipe of its events.
     """
 
-    def __init__(
-        self, message: str, *, timed_out: bool = False, refused: bool = False, tampered: bool = False
-    ) -> None:
+    def __init__(self, message: str, *, timed_out: bool = False, refused: bool = False, tampered: bool = False) -> None:
         super().__init__(message)
         self.timed_out, self.refused, self.tampered = timed_out, refused, tampered
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xaffine.testing._candidate import Candidate, Facts, Placed, RaisedError, Returned, prepare
+from xaffine.testing._candidate import Candidate, Facts, Placed, RaisedError, Returned, has_backward, prepare
 from xaffine.testing._process import Worker, WorkerError
 from xaffine.testing._target import TargetError
 from xaffine.testing._timer import HungError, time_limit
@@ -51,8 +51,8 @@ class Subject(ABC):
 
     def place(self, operands: dict[str, Operand]) -> dict[str, Placed]:
         """Write operands, each with its neighbours, to the memory."""
-        placed, start = {}, 0
-        self._flat: dict[str, Placed] = placed
+        placed: dict[str, Placed] = {}
+        self._flat, start = placed, 0
         for name, operand in operands.items():
             flat = operand.memory
             placed[name] = Placed(operand.dtype, operand.layout, operand.shape, flat.dtype.str, flat.size, start)
@@ -98,7 +98,7 @@ class InProcess(Subject):
     @classmethod
     def of(cls, make: Make, backend: Backend, device: Any) -> InProcess:
         """A factory that is there already."""
-        facts = Facts("layer", backend.name, "", str(device), None, (), takes_batch_axes=False, supports=None)
+        facts = Facts("layer", backend.name, "", str(device), None, (), False, has_backward(make, backend, device), None)
         return cls(Candidate(make, backend, device), facts)
 
     def perform(self, *steps: Any) -> list[Returned]:
@@ -208,7 +208,7 @@ class Isolated(Subject):
     def _write(self, start: int, flat: np.ndarray) -> None:
         if os.fstat(self._file).st_size < start + flat.nbytes:
             os.ftruncate(self._file, 2 * (start + flat.nbytes))
-        os.pwrite(self._file, flat, start)
+        os.pwrite(self._file, flat.data, start)
 
     def _read(self, placed: Placed) -> np.ndarray:
         held = os.pread(self._file, placed.size * np.dtype(placed.format).itemsize, placed.start)

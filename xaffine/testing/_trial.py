@@ -6,19 +6,26 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xaffine.testing._candidate import RaisedError
+from xaffine.testing._candidate import RaisedError, Returned
 from xaffine.testing._subject import InProcess, Subject
 from xaffine.testing.cases import worst_error
 
 if TYPE_CHECKING:
     from xaffine.backends import Array, Backend
-    from xaffine.testing._candidate import Returned
     from xaffine.testing.adapters import Make
     from xaffine.testing.cases import Case, Exact
 
 __all__ = [
-    "Trial", "full_like", "require", "require_equal", "require_within", "run", "run_forward",
+    "RejectionError", "Trial", "full_like", "in_numpy", "require", "require_equal", "require_within", "run", "run_forward",
 ]  # fmt: skip
+
+
+class RejectionError(AssertionError):
+    """What was to be rejected, `operands` by name, was not, or it left a trace."""
+
+    def __init__(self, message: str, operands: dict[str, np.ndarray]) -> None:
+        super().__init__(message)
+        self.operands = operands
 
 
 class Trial:
@@ -28,7 +35,7 @@ class Trial:
         self.case = case
         self.subject = make if isinstance(make, Subject) else InProcess.of(make, backend, device)
         self._before: list[Any] = [("begin", case.n_batch_axes, self.subject.place(case.operands))]
-        self.x: Returned | None = None
+        self.x = Returned("")
         """What x is to the library."""
 
     def take(self, *steps: Any) -> list[Returned]:
@@ -52,7 +59,9 @@ class Trial:
         return self._results(("backward", "dy"))
 
     def results(self) -> dict[str, Returned]:
-        """Forward and backward: y, dx, dW, db."""
+        """Forward and backward: y, dx, dW, db; y alone of what has no backward."""
+        if not self.subject.facts.has_backward:
+            return {"y": self.forward()}
         return self._results(("forward", "x"), ("backward", "dy"))
 
     def _results(self, *calls: Any) -> dict[str, Returned]:
@@ -95,8 +104,7 @@ class Trial:
             after = in_numpy(self._own(self.take(*gradients), names))
             require_equal(after, before, f"after a rejected {operand} of shape {shape}, ")
         except AssertionError as error:
-            error.operands = {operand: np.zeros(shape, right.dtype)}  # type: ignore[attr-defined] - the very one
-            raise
+            raise RejectionError(str(error), {operand: np.zeros(shape, right.dtype)}) from None
 
     def _own(self, returned: list[Returned], sources: list[str]) -> dict[str, Returned]:
         """Assert that results are arrays of the library of x."""

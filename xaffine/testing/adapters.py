@@ -1,4 +1,4 @@
-"""Make a layer of what is none: a module or an autograd function of torch, a function, a pair of functions."""
+"""Make a layer of what is none: a module of torch, flax, equinox or thinc, an autograd function, or functions."""
 
 from __future__ import annotations
 
@@ -7,15 +7,26 @@ import inspect
 from collections.abc import Callable
 from typing import Any, Literal, TypeAlias, get_args
 
+from xaffine.backends import backend_of
+
 __all__ = ["Adapter", "Make", "adapt", "from_functions", "takes_batch_axes"]
 
 Make: TypeAlias = Callable[..., Any]
 """``make(W, b)``, or ``make(W, b, n_batch_axes=k)``, returns a layer."""
 
-Adapter: TypeAlias = Literal["layer", "torch module", "torch function", "function", "pair"]
+Adapter: TypeAlias = Literal[
+    "layer", "torch module", "torch function", "jax module", "thinc model", "function", "forward", "pair"
+]
 """What is adapted."""
 
-_LIBRARIES = {"torch module": "torch", "torch function": "torch"}
+_LIBRARIES = {"torch module": "torch", "torch function": "torch", "jax module": "jax", "thinc model": "numpy"}
+_MODULES = {
+    "torch.nn.modules.module.Module": "torch module",
+    "torch.autograd.function.Function": "torch function",
+    "flax.linen.module.Module": "jax module",
+    "flax.nnx.module.Module": "jax module",
+    "equinox._module._module.Module": "jax module",
+}
 
 
 def adapt(target: Any, backend: str | None = None, adapter: Adapter | None = None) -> tuple[Make, Adapter, str]:
@@ -25,14 +36,16 @@ def adapt(target: Any, backend: str | None = None, adapter: Adapter | None = Non
     ----------
     target : callable or pair of callables
         A factory ``make(W, b)``, as it is; a class derived from ``torch.nn.Module``, called as ``Module(n, m)`` or with
-        ``bias=False``, whose parameters are a weight (m, n) or (n, m) and a bias; one derived from
+        ``bias=False``, whose parameters are a weight (m, n) or (n, m) and a bias, or none; a class of modules of flax
+        (linen or nnx) or equinox, likewise; a function of thinc, called as ``Linear(m, n)``; a class derived from
         ``torch.autograd.Function`` or a function of torch or JAX, called with x, W (in either orientation) and b, and
-        differentiated by its library; or the pair of a forward ``(x, W, b)`` and a backward, which takes dy and what
-        forward returned beside y, or ``(dy, x, W, b)``, and returns dx, dW and db.
+        differentiated by its library; another function of x, W and b, of which y alone is judged; or the pair of a
+        forward ``(x, W, b)`` and a backward, which takes dy and what forward returned beside y, or ``(dy, x, W, b)``,
+        and returns dx, dW and db.
     backend : str, optional
         The name of the backend whose arrays it takes; by default that of the adapter, "numpy" where it has none.
     adapter : str, optional
-        "layer", "torch module", "torch function", "function" or "pair"; by default what the target looks like.
+        One of `Adapter`; by default what the target looks like.
 
     Returns
     -------
@@ -60,6 +73,8 @@ def adapt(target: Any, backend: str | None = None, adapter: Adapter | None = Non
         msg = f"there is no adapter {kind!r}; there are {', '.join(map(repr, get_args(Adapter)))}"
         raise ValueError(msg)
     own = _LIBRARIES.get(kind) or backend or "numpy"
+    if kind == "function" and adapter is None and own not in ("torch", "jax"):
+        kind = "forward"
     if backend not in (None, own):
         msg = f"a {kind} takes arrays of {own}, not of {backend}"
         raise ValueError(msg)
@@ -67,14 +82,17 @@ def adapt(target: Any, backend: str | None = None, adapter: Adapter | None = Non
         return target, kind, own
     if kind == "pair":
         return from_functions(*target), kind, own
-    if own not in ("torch", "jax"):
+    if kind == "forward":
+        return type("Forward", (_Forward,), {"function": staticmethod(target)}), kind, own
+    if own not in ("torch", "jax", "numpy") or (own == "numpy" and kind != "thinc model"):
         msg = (
             f"torch and JAX differentiate a function of x, W and b, and {own} does not: name one of them as the backend"
         )
         raise ValueError(msg)
+    modules = {"torch module": _Module, "jax module": _JaxModule, "thinc model": _Thinc}
+    if kind in modules:
+        return modules[kind].of(target), kind, own
     differentiated = _Torch if own == "torch" else _Jax
-    if kind == "torch module":
-        return _Module.of(target), kind, own
     function = target.apply if kind == "torch function" else target
     return type(differentiated.__name__, (differentiated,), {"function": staticmethod(function)}), kind, own
 
@@ -83,11 +101,11 @@ def _kind(target: Any) -> Adapter:
     """What a target looks like."""
     if isinstance(target, tuple):
         return "pair"
-    bases = [f"{base.__module__}.{base.__name__}" for base in getattr(target, "__mro__", ())]
-    if "torch.nn.modules.module.Module" in bases:
-        return "torch module"
-    if "torch.autograd.function.Function" in bases:
-        return "torch function"
+    for base in getattr(target, "__mro__", ()):
+        if known := _MODULES.get(f"{base.__module__}.{base.__name__}"):
+            return known
+    if getattr(target, "__module__", "").startswith("thinc."):
+        return "thinc model"
     if not isinstance(target, type):
         try:
             parameters = inspect.signature(target).parameters.values()
@@ -107,6 +125,7 @@ class _Differentiated:
     """Makes an array like another one, of zeros."""
     is_transposed: bool | None = None
     """Whether it takes a weight (m, n), as three features and five outputs show."""
+    has_backward = True
     dW: Any = None
     db: Any = None
 
@@ -120,6 +139,23 @@ class _Differentiated:
     def call(self, x: Any, W: Any, b: Any) -> Any:
         """The function, with the orientation of W that it takes."""
         return self.function(x, W.T if self.is_transposed else W, b)
+
+    def backward(self, dy: Any) -> Any:
+        raise NotImplementedError
+
+
+class _Forward(_Differentiated):
+    """A forward alone."""
+
+    has_backward = False
+
+    @staticmethod
+    def zeros(shape: tuple[int, ...], like: Any) -> Any:
+        with backend_of(like).on_device_of(like):
+            return backend_of(like).xp.zeros(shape, dtype=like.dtype)
+
+    def forward(self, x: Any) -> Any:
+        return self.call(x, *self.operands)
 
 
 def _accepts(function: Callable[..., Any], *arrays: Any) -> bool:
@@ -144,6 +180,7 @@ class _Torch(_Differentiated):
     def forward(self, x: Any) -> Any:
         self.tensors = self.leaves(x)
         self.y = self.call(*self.tensors)
+        self.has_backward = self.y.requires_grad  # else a kernel of which torch knows no gradients
         return self.y.detach()
 
     def backward(self, dy: Any) -> Any:
@@ -163,19 +200,16 @@ class _Module(_Torch):
     @classmethod
     def of(cls, kind: Callable[..., Any]) -> type[_Module]:
         """The layer of a class of modules, whose orientation a small one shows."""
-        weight, _ = _parameters(kind(3, 5), 3, 5)
+        weight, _ = _parameters(list(kind(3, 5).parameters()), 3, 5)
         made = {"kind": staticmethod(kind), "is_transposed": tuple(weight.shape) == (5, 3)}
         return type("Module", (cls,), made)
 
     def __init__(self, W: Any, b: Any) -> None:
         super().__init__(W, b)
         n, m = W.shape
-        module = self.kind(n, m) if b is not None else self.kind(n, m, bias=False)
+        module = _made(self.kind, n, m, bias=b is not None, called="bias")
         self.module = module.to(device=W.device, dtype=W.dtype)
-        self.weight, self.bias = _parameters(self.module, n, m)
-        if (b is None) != (self.bias is None):
-            msg = "a bias goes with a module that has one"
-            raise TypeError(msg)
+        self.weight, self.bias = _parameters(list(self.module.parameters()), n, m, bias=b is not None)
         self.weight.data = W.T if self.is_transposed else W
         if b is not None:
             self.bias.data = b
@@ -193,15 +227,27 @@ class _Module(_Torch):
         return dx
 
 
-def _parameters(module: Any, n: int, m: int) -> tuple[Any, Any]:
-    """The weight and the bias of a module."""
-    parameters = list(module.parameters())
+def _made(kind: Callable[..., Any], *extents: Any, bias: bool, called: str, **more: Any) -> Any:
+    """A module, asked not to have a bias where it shall not, unless it never has one."""
+    try:
+        return kind(*extents, **more, **({} if bias else {called: False}))
+    except TypeError:
+        if bias:
+            raise
+        return kind(*extents, **more)
+
+
+def _parameters(parameters: list[Any], n: int, m: int, *, bias: bool | None = None) -> tuple[Any, Any]:
+    """The weight and the bias among the parameters of a module."""
     weights = [each for each in parameters if tuple(each.shape) in ((n, m), (m, n))]
     biases = [each for each in parameters if tuple(each.shape) == (m,)]
     if len(weights) != 1 or len(weights) + len(biases) != len(parameters) or len(biases) > 1:
         shapes = ", ".join(str(tuple(each.shape)) for each in parameters) or "none"
         msg = f"a module of {n} features and {m} outputs must have a weight and at most a bias, and has {shapes}"
         raise ValueError(msg)
+    if bias is not None and bias != bool(biases):
+        msg = f"the module has {'no' if bias else 'always a'} bias"
+        raise TypeError(msg)
     return weights[0], biases[0] if biases else None
 
 
@@ -221,6 +267,85 @@ class _Jax(_Differentiated):
     def backward(self, dy: Any) -> Any:
         dx, self.dW, *db = self.vjp(dy)
         self.db = db[0] if db else None
+        return dx
+
+
+class _JaxModule(_Jax):
+    """A module of flax or equinox, whose parameters are leaves of a tree."""
+
+    kind: Callable[..., Any]
+
+    @classmethod
+    def of(cls, kind: Callable[..., Any]) -> type[_JaxModule]:
+        """The layer of a class of modules, whose orientation a small one shows."""
+        leaves, *_ = _tree(kind, 3, 5, bias=True)
+        weight, _ = _parameters(leaves, 3, 5)
+        return type("Module", (cls,), {"kind": staticmethod(kind), "is_transposed": weight.shape == (5, 3)})
+
+    def __init__(self, W: Any, b: Any) -> None:
+        super().__init__(W, b)
+        n, m = W.shape
+        self.leaves, self.apply = _tree(self.kind, n, m, bias=b is not None)
+        weight, _ = _parameters(self.leaves, n, m, bias=b is not None)
+        self.weight_at = next(i for i, leaf in enumerate(self.leaves) if leaf is weight)
+
+    def function(self, x: Any, W: Any, b: Any) -> Any:  # type: ignore[override]
+        return self.apply([W if i == self.weight_at else b for i in range(len(self.leaves))], x)
+
+
+def _tree(kind: Any, n: int, m: int, *, bias: bool) -> tuple[list[Any], Callable[[list[Any], Any], Any]]:
+    """The parameters of a module of flax or equinox, and what computes y of others in their place, and of x."""
+    jax = importlib.import_module("jax")
+    names = {base.__module__.partition("._")[0] for base in kind.__mro__}
+    key = jax.random.PRNGKey(0)
+    if "flax.linen.module" in names:
+        module = _made(kind, m, bias=bias, called="use_bias")
+        tree = module.init(key, jax.numpy.zeros((1, n)))
+        compute = module.apply
+    elif "equinox" in names:
+        tree = _made(kind, n, m, bias=bias, called="use_bias", key=key)
+
+        def compute(module: Any, x: Any) -> Any:
+            return module(x) if x.ndim == 1 else jax.vmap(module)(x)  # a module of equinox maps one sample
+
+    else:
+        nnx = importlib.import_module("flax.nnx")
+        graph, tree = nnx.split(_made(kind, n, m, bias=bias, called="use_bias", rngs=nnx.Rngs(0)))
+
+        def compute(state: Any, x: Any) -> Any:
+            return nnx.merge(graph, state)(x)
+
+    leaves, structure = jax.tree.flatten(tree)
+    return leaves, lambda others, x: compute(jax.tree.unflatten(structure, others), x)
+
+
+class _Thinc:
+    """A model of thinc, which adds gradients up and takes a weight (m, n)."""
+
+    kind: Callable[..., Any]
+    dW: Any = None
+    db: Any = None
+
+    @classmethod
+    def of(cls, kind: Callable[..., Any]) -> type[_Thinc]:
+        """The layer of a function that makes models."""
+        return type("Model", (cls,), {"kind": staticmethod(kind)})
+
+    def __init__(self, W: Any, b: Any) -> None:
+        n, m = W.shape
+        self.model = self.kind(m, n)
+        for name, value in (("W", W.T.copy()), ("b", b)):
+            self.model.set_param(name, value)
+
+    def forward(self, x: Any) -> Any:
+        y, self.backprop = self.model.begin_update(x)
+        return y
+
+    def backward(self, dy: Any) -> Any:
+        for name in ("W", "b"):
+            self.model.set_grad(name, 0 * self.model.get_param(name))
+        dx = self.backprop(dy)
+        self.dW, self.db = self.model.get_grad("W").T.copy(), self.model.get_grad("b").copy()
         return dx
 
 

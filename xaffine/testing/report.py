@@ -215,7 +215,7 @@ class Report:
 
     @property
     def verdict(self) -> str:
-        """ "right", "wrong", or "not finished"."""
+        """One of "right", "wrong" and "not finished"."""
         if any(map(self.counts, self.results)):
             return "wrong"
         unfinished = self.why or any(r.verdict in ("not finished", "MISTRUSTED") for r in self.results)
@@ -246,7 +246,7 @@ class Report:
 
     @property
     def causes(self) -> list[list[Result]]:
-        """The properties that do not hold or did not finish, those of one cause together: wrong ones, hangs, manners."""
+        """What does not hold or did not finish, by one cause together: wrong results first, then hangs, and manners."""
         groups: dict[str, list[Result]] = {}
         for result in self.results:
             if result.failure is not None:

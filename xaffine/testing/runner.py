@@ -14,6 +14,7 @@ from xaffine.testing._abilities import declared, probed
 from xaffine.testing._diagnoses import diagnose
 from xaffine.testing._subject import Isolated, TamperedError, subject_of
 from xaffine.testing._timer import HungError
+from xaffine.testing._trial import RejectionError
 from xaffine.testing.options import Options
 from xaffine.testing.report import UNREACHED, Part, PropertyError, Report, Result
 
@@ -83,6 +84,9 @@ class Plan:
         self.other_dtypes = tuple(dtype for dtype in facts.dtypes if dtype not in wanted)
         self.gaps = tuple(gaps)
         testable = [p for p in options.chosen if (floating if p.values == "floats" else self.dtypes)]
+        if not facts.has_backward:
+            testable = [prop for prop in testable if prop.of_forward]
+            self.gaps += ("dx, dW and db: it has no backward",)
         self.parts = [Part(p, large=False, cases=options.max_examples) for p in testable]
         if options.large:
             self.parts += [Part(p, large=True, cases=options.large) for p in testable if p.tier == "exact"]
@@ -96,10 +100,10 @@ class Plan:
 
     def report(self, results: Sequence[Result], why: str | None = None) -> Report:
         """Put results together, with why there are no more if there are not."""
-        facts, names = self.subject.facts, [_name(each) for each in (self.given if isinstance(self.given, tuple) else (self.given,))]
+        facts, given = self.subject.facts, self.given if isinstance(self.given, tuple) else (self.given,)
         unreached = tuple(f"{part.label}{UNREACHED}" for part in self.parts[len(results) :])
         return Report(
-            ",".join(names), facts.backend, facts.version, facts.device, self.dtypes, self.seed, self.gaps + unreached,
+            ",".join(map(_name, given)), facts.backend, facts.version, facts.device, self.dtypes, self.seed, self.gaps + unreached,
             tuple(results), facts.adapter, isinstance(self.subject, Isolated), self.other_dtypes, self.options.strict,
             why or ("it ended early" if unreached else None),
         )  # fmt: skip
@@ -120,11 +124,15 @@ class Plan:
         from xaffine.testing import strategies
 
         features = self.abilities.features
-        some: dict[str, Any] = {"supports": features, "layouts": self.abilities.layouts}
+        some: dict[str, Any] = {
+            "supports": features,
+            "layouts": self.abilities.layouts,
+            "bias": self.abilities.bias,
+        }
         always: list[Case] = []
         if part.large:
             drawn = strategies.large_cases(self.dtypes, **some)
-            always = strategies.long_cases(self.dtypes, features)[: part.cases - 1]
+            always = strategies.long_cases(self.dtypes, features, bias=self.abilities.bias)[: part.cases - 1]
         else:
             slices = self.subject.facts.takes_batch_axes and {"matrices", "vectors", "tensors", "four-axes"} <= features
             values = part.prop.values
@@ -160,7 +168,7 @@ class Plan:
                     error = part.prop.check(subject.make, case, subject.backend, subject.device)
             except BaseException as exception:
                 latest, failed, raised = case, True, f"{type(exception).__name__}: {exception}"
-                rejected = getattr(exception, "operands", {})
+                rejected = exception.operands if isinstance(exception, RejectionError) else {}
                 raise
             examples += not failed  # not those of shrinking
             told += error is not None and all(operand.values.any() for operand in (case.x, case.W, case.dy))
@@ -194,7 +202,7 @@ class Plan:
         return Result(part, examples, worst, worst_case, told, failure)
 
     def code(self, part: Part, case: Case, rejected: dict[str, Any]) -> str:
-        """Python that runs a check on a case, with the values of the operands, and of a rejected one, if they are few."""
+        """Python that runs a check on a case, with the values of the operands and of a rejected one, if they are few."""
         facts, summation = self.subject.facts, self.options.summation
         device = "" if facts.device_index is None else f", backend.devices[{facts.device_index}]"
         lines = [

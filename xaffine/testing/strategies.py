@@ -82,6 +82,7 @@ def cases(
     supports: Collection[str] = tuple(FEATURES),
     layouts: Sequence[str] = (*LAYOUTS, "broadcast"),
     batch_axes: bool = True,
+    bias: bool = True,
 ) -> Case:
     """Cases of one forward and backward.
 
@@ -101,6 +102,8 @@ def cases(
         Which of `xaffine.testing.cases.LAYOUTS` to draw, and "broadcast" for dy.
     batch_axes : bool
         Whether to draw every slice with its `n_batch_axes`, rather than the shapes in `supports` alone.
+    bias : bool
+        Whether to draw any b.
 
     Returns
     -------
@@ -123,7 +126,7 @@ def cases(
     # Square W and square y on purpose: there a forgotten transpose has the right shape.
     m = draw(st.sampled_from([-1, -1, math.prod(features), math.prod(batch)]))
     m = _draw_extent(draw, smallest, limit) if m < smallest else m
-    options: Any = {"values": values, "dtypes": names, "n_batch_axes": n_batch_axes}
+    options: Any = {"values": values, "dtypes": names, "n_batch_axes": n_batch_axes, "bias": bias}
     return _draw_case(draw, (*batch, *features), m, supports, layouts, **options)
 
 
@@ -134,6 +137,7 @@ def large_cases(
     *,
     supports: Collection[str] = tuple(FEATURES),
     layouts: Sequence[str] = (*LAYOUTS, "broadcast"),
+    bias: bool = True,
 ) -> Case:
     """Cases whose extents lie at the edges of tiles, with tall, wide and deep ones among them.
 
@@ -144,7 +148,7 @@ def large_cases(
     supports : collection of str
         Which of `xaffine.testing.cases.FEATURES` to draw: here "no-bias" counts, and "matrices", since without it x
         is mapped along its last axis.
-    layouts : sequence of str
+    layouts, bias
         As in `cases`.
 
     Returns
@@ -166,17 +170,17 @@ def large_cases(
         room //= shape[axis]
     N, n, m = shape
     x_shape, k = _large_form(N, n, supports)
-    return _draw_case(draw, x_shape, m, supports, layouts, values="units", dtypes=dtype, n_batch_axes=k)
+    return _draw_case(draw, x_shape, m, supports, layouts, values="units", dtypes=dtype, n_batch_axes=k, bias=bias)
 
 
-def long_cases(dtypes: Sequence[str], supports: Collection[str]) -> list[Case]:
+def long_cases(dtypes: Sequence[str], supports: Collection[str], *, bias: bool = True) -> list[Case]:
     """Cases that have each axis as long as `large_cases` draws it: few random ones all do.
 
     Parameters
     ----------
     dtypes : sequence of str
         The one that holds the most integers is that of all operands.
-    supports : collection of str
+    supports, bias
         As in `large_cases`.
 
     Returns
@@ -194,7 +198,7 @@ def long_cases(dtypes: Sequence[str], supports: Collection[str]) -> list[Case]:
     long_cases = []
     for N, n, m in ((long, 3, 3), (3, long, 3), (3, 3, long)):
         x_shape, k = _large_form(N, n, supports)
-        long_cases.append(make_case(x_shape, m, seed=0, values="units", dtypes=dtype, n_batch_axes=k))
+        long_cases.append(make_case(x_shape, m, seed=0, values="units", dtypes=dtype, n_batch_axes=k, bias=bias))
     return long_cases
 
 
@@ -250,7 +254,7 @@ def _draw_case(
     for_dy = [*for_all, *["broadcast"] * (3 if batch and "broadcast" in layouts else 0)]
     options["seed"] = draw(st.integers(0, 2**32 - 1))
     options["layouts"] = tuple(draw(st.sampled_from(some)) for some in (for_all, for_all, for_all, for_dy))
-    options["bias"] = draw(st.booleans()) if "no-bias" in supports else True
+    options["bias"] = options["bias"] and ("no-bias" not in supports or draw(st.booleans()))
     return make_case(x_shape, m, **options)
 
 

@@ -1,0 +1,378 @@
+"""Implementations in a process of their own: right ones on every backend, and forgeries, none of which is right."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from xaffine import __main__
+from xaffine.testing import Options, _progress, _subject, check_affine, make_case
+from xaffine.testing._candidate import RaisedError
+from xaffine.testing._subject import Isolated, TamperedError
+from xaffine.testing._timer import HungError
+from xaffine.testing._trial import Trial, in_numpy, run
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from xaffine.backends import Backend
+
+# Each computes zeros, and tries to have them taken for right.
+FORGERIES = '''
+import ctypes, gc, os, signal, sys, threading, time
+import numpy as np
+
+class Zeros:
+    def __init__(self, W, b):
+        self.W, self.b = W, b
+    def forward(self, x):
+        self.x = x
+        return np.zeros((len(x), self.W.shape[1]), self.W.dtype)
+    def backward(self, dy):
+        self.dW, self.db = np.zeros_like(self.W), None if self.b is None else np.zeros_like(self.b)
+        return np.zeros_like(self.x)
+
+def of_shape(things, shape):
+    """An array of a shape that somebody holds, which is not ours."""
+    for thing in things:
+        values = getattr(thing, "value", thing)
+        if isinstance(values, np.ndarray) and values.shape == shape and values.any():
+            return values
+
+class ReadsFrames(Zeros):
+    def forward(self, x):
+        zeros, frame, held = super().forward(x), sys._getframe(1), []
+        while frame:
+            for each in list(frame.f_locals.values()):
+                held += list(each.values()) if isinstance(each, dict) else [each]
+            frame = frame.f_back
+        found = of_shape([h for h in held if h is not x], zeros.shape)
+        return zeros if found is None else found.astype(zeros.dtype)
+
+class WalksGc(Zeros):
+    def forward(self, x):
+        zeros = super().forward(x)
+        found = of_shape([o for o in gc.get_objects() if type(o).__name__ in ("ndarray", "Exact")], zeros.shape)
+        return zeros if found is None else found.astype(zeros.dtype)
+
+class PatchesTheChecks(Zeros):
+    def __init__(self, W, b):
+        super().__init__(W, b)
+        from xaffine.testing import _trial, cases, checks, report
+        for module in (_trial, checks):
+            for name in ("require", "require_equal", "require_within"):
+                setattr(module, name, lambda *_: 0.0)
+        cases.worst_error = lambda *_: (0.0, ())
+        report.Report.verdict = "right"
+
+class PatchesNumPy(Zeros):
+    def __init__(self, W, b):
+        super().__init__(W, b)
+        np.array_equal, np.flatnonzero, np.argwhere = lambda *_: True, lambda *_: [], lambda *_: []
+
+class PatchesTheMessenger(Zeros):
+    """What stands beside it computes the right result in its place."""
+    def __init__(self, W, b):
+        super().__init__(W, b)
+        Candidate = sys.modules["__main__"].Candidate
+        if hasattr(Candidate, "_values") and not hasattr(Candidate, "old"):
+            Candidate.old = Candidate._values
+            def values(self, array):
+                x, W, dy = (self.inputs[name] for name in ("x", "W", "dy"))
+                b = self.inputs.get("b", 0)
+                right = {dy.shape: lambda: x @ W + b}
+                return right.get(array.shape, lambda: self.old(array))()
+            Candidate._values = values
+
+class StopsTheClock(Zeros):
+    def forward(self, x):
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        time.monotonic = lambda: 0.0
+        time.sleep(1000)
+
+class FindsTheKey(Zeros):
+    """Writes an answer of its own, with the key, before what stands beside it does."""
+    def forward(self, x):
+        for channel in gc.get_objects():
+            if type(channel).__name__ == "Channel":
+                channel("answer", number=1, returned=[], replaced=None)
+                channel("done")
+        return super().forward(x)
+
+class WritesToThePipes(Zeros):
+    def forward(self, x):
+        for number in range(3, 40):
+            try:
+                os.write(number, b'{"event": "done"}\\n')
+            except OSError:
+                pass
+        return super().forward(x)
+
+class EndsTheProcess(Zeros):
+    def forward(self, x):
+        print("right: 1,520 cases of 17 properties hold", flush=True)
+        os._exit(0)
+
+class IsEqualToAll(Zeros):
+    def forward(self, x):
+        class Equal(np.ndarray):
+            __eq__ = lambda self, other: np.ones(self.shape, bool)
+            __ne__ = lambda self, other: np.zeros(self.shape, bool)
+        return super().forward(x).view(Equal)
+
+class RemembersByAddress(Zeros):
+    known = {}
+    def forward(self, x):
+        self.x = x
+        where = (x.ctypes.data, x.shape, self.W.shape)
+        if where not in self.known:
+            self.known[where] = x @ self.W + (0 if self.b is None else self.b)
+        return self.known[where]
+
+class ComputesLater(Zeros):
+    def forward(self, x):
+        y = super().forward(x)
+        def compute():
+            time.sleep(0.2)
+            y[...] = x @ self.W + (0 if self.b is None else self.b)
+        threading.Thread(target=compute).start()
+        return y
+
+class ZeroesTheOperands(Zeros):
+    """Of zeros, zeros are right."""
+    def forward(self, x):
+        for array in (x, self.W, self.b):
+            if array is not None and array.flags.writeable:
+                array[...] = 0
+        return super().forward(x)
+
+class IsRightInTheBeginning(Zeros):
+    calls = 0
+    def forward(self, x):
+        IsRightInTheBeginning.calls += 1
+        y = super().forward(x)
+        return x @ self.W + (0 if self.b is None else self.b) if self.calls < 40 else y
+
+class DrawsNothing(Zeros):
+    def __init__(self, W, b):
+        super().__init__(W, b)
+        import hypothesis
+        from xaffine.testing import checks, runner
+        hypothesis.given = hypothesis.example = lambda *_: lambda function: lambda: None
+        checks.PROPERTIES = ()
+        runner.Plan.run = lambda *_: iter(())
+
+class WritesOverTheResults(Zeros):
+    """Fills the shared memory with what it has for right."""
+    def forward(self, x):
+        y = super().forward(x)
+        for number in range(3, 40):
+            try:
+                os.pwrite(number, (x @ self.W).tobytes() * 100, 0)
+            except OSError:
+                pass
+        return y
+
+class Shrinks(Zeros):
+    def forward(self, x):
+        for number in range(3, 40):
+            try:
+                os.ftruncate(number, 0)
+            except OSError:
+                pass
+        return super().forward(x)
+
+class LooksIntoTheJudge(Zeros):
+    """Asks the memory of its parent for the expected values."""
+    def forward(self, x):
+        y = super().forward(x)
+        try:
+            with open(f"/proc/{os.getppid()}/mem", "rb") as memory, open(f"/proc/{os.getppid()}/maps") as maps:
+                for line in list(maps)[:20]:
+                    start = int(line.split("-")[0], 16)
+                    memory.seek(start)
+                    memory.read(64)
+        except (OSError, ValueError, OverflowError):
+            pass
+        return y
+
+class Skips(Zeros):
+    def forward(self, x):
+        import unittest
+        self.x = x
+        if len(x) > 3:
+            raise unittest.SkipTest
+        return x @ self.W + (0 if self.b is None else self.b)
+
+class KillsItsJudge(Zeros):
+    def forward(self, x):
+        os.kill(os.getppid(), signal.SIGKILL)
+        return super().forward(x)
+
+class IsNotFinite(Zeros):
+    """NaN is what some take for a match."""
+    def forward(self, x):
+        return super().forward(x) + np.nan
+'''
+NAMES = [line.split()[1].split("(")[0] for line in FORGERIES.splitlines() if line.endswith("(Zeros):")]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "forgeries.py").write_text(FORGERIES)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(_progress, "_EVERY", 600.0)
+    monkeypatch.setattr(_subject, "_GRACE", 2.0)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "KillsItsJudge"])
+def test_no_forgery_is_right(folder: Path, capfd: Any, name: str) -> None:
+    command = ["check", f"forgeries.py:{name}", "--seed", "0", "--examples", "40", "--large", "0", "--time-limit", "2"]
+    code = __main__.main([*command, "--only", "exact"])
+    out = capfd.readouterr().out
+    expected = {"StopsTheClock": 3, "EndsTheProcess": 3}.get(name, 1)
+    assert code == expected, out
+    assert out.splitlines()[-1].startswith({1: "wrong: ", 3: "not finished: "}[expected])
+
+
+def test_judge_that_is_killed_does_not_exit_with_0(folder: Path) -> None:
+    command = [sys.executable, "-m", "xaffine", "check", "forgeries.py:KillsItsJudge", "--examples", "5"]
+    assert subprocess.run(command, capture_output=True, timeout=60, check=False).returncode == -signal.SIGKILL
+
+
+def test_right_with_the_right_to_a_verdict(folder: Path, capfd: Any) -> None:
+    """The forgeries fail by what they do: the class that they derive from is wrong, and one that computes is right."""
+    (folder / "right.py").write_text(
+        FORGERIES
+        + "class Right(Zeros):\n"
+        + "    def forward(self, x):\n"
+        + "        self.x = x\n"
+        + "        return x @ self.W + (0 if self.b is None else self.b)\n"
+    )
+    command = ["check", "right.py:Right", "--seed", "0", "--examples", "40", "--large", "0", "--only"]
+    assert __main__.main([*command, "forward_is_exact"]) == 0
+    assert __main__.main([*command, "exact"]) == 1
+    assert "\nwrong: dx is zero everywhere; dW is zero everywhere" in capfd.readouterr().out
+
+
+def test_right_layer_in_a_process_of_its_own(backend: Backend, device: Any) -> None:
+    examples = {"numpy": 30, "torch": 20, "cupy": 10}.get(backend.name, 2)
+    place = None if device is None else str(device)
+    report = check_affine("xaffine:AffineLayer", backend=backend.name, device=place, max_examples=examples, seed=0)
+    assert (report.verdict, report.isolated) == ("right", True)
+    assert report.device == str(backend.devices[0] if device is None else device)
+
+
+@pytest.fixture
+def isolated() -> Iterator[Any]:
+    subjects = []
+
+    def start(target: str, **options: Any) -> Isolated:
+        subjects.append(Isolated(target, Options(**options)))
+        return subjects[-1]
+
+    yield start
+    for subject in subjects:
+        subject.close()
+
+
+def test_operands_lie_in_memory_that_the_judge_reads(isolated: Any, folder: Path) -> None:
+    """Also what a candidate writes beside an operand is seen, in whatever layout."""
+    (folder / "reaches.py").write_text(
+        "import numpy as np\n"
+        "class Beside:\n"
+        "    def __init__(self, W, b): pass\n"
+        "    def forward(self, x):\n"
+        "        np.lib.stride_tricks.as_strided(x, (1,), (8,))[...] = 9\n"  # the first element, whatever the layout is
+        "        base = np.lib.stride_tricks.as_strided(x.ravel(order='K')[:0], (3,), (x.itemsize,))\n"
+        "        return x\n"
+        "    def backward(self, dy): return dy\n"
+        "class Past(Beside):\n"
+        "    def forward(self, x):\n"
+        "        end = x.ctypes.data + x.nbytes\n"
+        "        import ctypes\n"
+        "        ctypes.memset(end, 1, x.itemsize)\n"
+        "        return x\n"
+    )
+    for name, message in (("Beside", r"x\[0, 0\] is 9.0, not "), ("Past", "what lies beside x in memory was written to")):
+        subject = isolated(f"reaches.py:{name}")
+        trial = Trial(subject, make_case((3, 2), 2, seed=1))
+        trial.forward()
+        with pytest.raises(AssertionError, match=message):
+            trial.require_operands_untouched()
+
+
+def test_results_are_those_of_the_layer(isolated: Any) -> None:
+    case = make_case((5, 3), 4, seed=0, layouts=("strided", "Fortran", "reversed", "broadcast"))
+    subject = isolated("xaffine:AffineLayer")
+    exact = case.exact()
+    for name, result in run(subject, case, None, None).items():
+        assert np.array_equal(result, exact[name].value), name
+    assert subject.facts.takes_batch_axes
+    assert subject.facts.supports is None
+
+
+def test_what_it_raises_is_told_and_it_goes_on(isolated: Any) -> None:
+    subject = isolated("xaffine:AffineLayer")
+    trial = Trial(subject, make_case((5, 3), 4, seed=0))
+    with pytest.raises(RaisedError, match=r"^forward raised ValueError: "):
+        trial.take(("forward", "x", 0, (5, 4)))
+    assert in_numpy(trial.results()).keys() == {"y", "dx", "dW", "db"}
+
+
+def test_process_that_ended_is_started_again(isolated: Any, folder: Path) -> None:
+    (folder / "once.py").write_text(
+        "import os\nfrom xaffine import AffineLayer\n"
+        "class Once(AffineLayer):\n"
+        "    def forward(self, x):\n"
+        "        if not os.path.exists('ended'):\n"
+        "            open('ended', 'w').close()\n"
+        "            os.abort()\n"
+        "        return super().forward(x)\n"
+    )
+    subject, case = isolated("once.py:Once"), make_case((2, 3), 2, seed=0)
+    with pytest.raises(HungError, match="the process was ended by SIGABRT"):
+        run(subject, case, None, None)
+    assert run(subject, case, None, None).keys() == {"y", "dx", "dW", "db"}
+
+
+ANSWER = {"event": "answer", "number": 1, "returned": []}
+TOLD = {"kind": "numpy.ndarray", "is_own": True, "is_like_x": True, "shape": [2], "dtype": "float32", "device": "cpu"}
+TOLD |= {"number": 0}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {**ANSWER, "number": 0},
+        {**ANSWER, "returned": 3},
+        {**ANSWER, "returned": [{**TOLD, "values": ["<f4", [1 << 20]]}]},  # more than there is
+        {**ANSWER, "returned": [{**TOLD, "values": ["<f4", [1 << 40]]}]},
+        {**ANSWER, "returned": [{**TOLD, "values": ["<f4", [-1]]}]},
+        {**ANSWER, "returned": [{**TOLD, "values": ["O", [1]]}]},
+        {**ANSWER, "returned": [{**TOLD, "values": ["nonsense", [1]]}]},
+        {**ANSWER, "returned": [{**TOLD, "values": None, "more": 1}]},
+        {**ANSWER, "raised": "so"},
+        {"event": "answer"},
+    ],
+)  # fmt: skip
+def test_nothing_of_an_answer_is_trusted(isolated: Any, monkeypatch: pytest.MonkeyPatch, answer: Any) -> None:
+    subject = isolated("xaffine:AffineLayer")
+    monkeypatch.setattr(subject, "_receive", lambda *_: json.loads(json.dumps(answer)))
+    with pytest.raises(TamperedError):
+        subject.perform()
+
+
+def test_file_of_the_operands_has_no_name_without_memfd(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "memfd_create", raising=False)
+    report = check_affine("xaffine:AffineLayer", max_examples=2, seed=0, properties=["forward_is_exact"])
+    assert report.verdict == "right"
