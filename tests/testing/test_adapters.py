@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,7 +14,7 @@ import pytest
 from tests.testing.test_diagnoses import textbook
 from xaffine import AffineLayer, affine
 from xaffine.backends import Backend
-from xaffine.testing import Options, PropertyError, adapt, check_affine
+from xaffine.testing import PROPERTIES, Options, PropertyError, adapt, check_affine
 from xaffine.testing.runner import Plan
 
 
@@ -60,6 +61,16 @@ class Deep(nn.Module):
         super().__init__()
         self.first, self.second = nn.Linear(n, m), nn.Linear(m, m)
 
+class Kernel(nn.Linear):
+    def forward(self, x):
+        with torch.no_grad():
+            return super().forward(x)
+
+class WrongKernel(Kernel):
+    def forward(self, x):
+        y = super().forward(x)
+        return y if self.bias is None else y + self.bias.detach()
+
 class Function(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias):
@@ -102,7 +113,7 @@ def test_what_a_target_is_is_seen() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((affine,), r"a function of x, W and b is differentiated by torch or JAX, not by numpy|torch and JAX"),
+        ((affine, "numpy", "function"), "torch and JAX differentiate a function of x, W and b, and numpy does not"),
         ((affine, "jax", "nothing"), "there is no adapter 'nothing'; there are 'layer', 'torch module', "),
         ((AffineLayer, "jax", "torch module"), "a torch module takes arrays of torch, not of jax"),
     ],
@@ -146,12 +157,63 @@ def test_what_torch_differentiates_is_wrong_in_words(of_torch: Any, backend: Bac
     assert caught.value.cause == "db is the mean over the batch, not the sum"
     with pytest.raises(PropertyError, match=r"forward_is_exact does not hold"):
         check_affine(of_torch["Mean"], seed=0)
-    with pytest.raises(ValueError, match=r"making the layer raised TypeError: a bias goes with a module that has one"):
-        check_affine(of_torch["OnlyWeight"], seed=0)
     with pytest.raises(
         ValueError, match=r"of 3 features and 5 outputs must have a weight and at most a bias, and has \("
     ):
         check_affine(of_torch["Deep"], seed=0)
+
+
+def test_module_without_a_bias_is_judged_without(of_torch: Any, backend: Backend) -> None:
+    if backend.name != "torch":
+        return
+    report = check_affine(of_torch["OnlyWeight"], seed=0, max_examples=10)
+    assert report.verdict == "right"
+    assert "a bias (making the layer raised TypeError: the module has no bias)" in report.gaps
+    assert all(" bias=False" in str(r.worst_case) for r in report.results if r.worst_case is not None)
+
+
+def test_kernel_that_torch_cannot_differentiate_is_judged_by_y(of_torch: Any, backend: Backend) -> None:
+    if backend.name != "torch":
+        return
+    report = check_affine(of_torch["Kernel"], seed=0, max_examples=10)
+    assert report.gaps[-1] == "dx, dW and db: it has no backward"
+    assert report.verdict == "right"
+    assert report.conclusion.endswith(" properties hold; of y alone: it has no backward")
+    with pytest.raises(PropertyError) as caught:
+        check_affine(of_torch["WrongKernel"], seed=0)
+    assert caught.value.cause == "y has the bias added twice"
+
+
+def test_function_that_nobody_differentiates_is_judged_by_y() -> None:
+    report = check_affine(lambda x, W, b: x @ W + b, seed=0, max_examples=10)
+    assert (report.adapter, report.backend) == ("forward", "numpy")
+    assert [result.part.prop.name for result in report.results] == [p.name for p in PROPERTIES if p.of_forward]
+    assert check_affine(lambda x, weight, b: x @ weight.T + b, seed=0, max_examples=10).verdict == "right"
+    with pytest.raises(PropertyError) as caught:
+        check_affine(lambda x, W, b: x @ W, seed=0, adapter="forward")
+    assert caught.value.cause == "y lacks the bias"
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "refused"),
+    [("flax.linen", "Dense", ["n = 0", "m = 0"]), ("flax.nnx", "Linear", ["n = 0", "m = 0"]), ("equinox.nn", "Linear", [])],
+)  # fmt: skip
+def test_modules_of_jax_are_right(backend: Backend, module: str, name: str, refused: list[str]) -> None:
+    if backend.name != "jax":
+        return
+    target = getattr(importlib.import_module(module), name)
+    properties = ["backward_is_exact", "results_match_their_primals"]
+    report = check_affine(target, seed=0, max_examples=4, properties=properties, dtype="float32")
+    assert (report.adapter, report.verdict, report.isolated) == ("jax module", "right", False)
+    assert set(refused) <= {gap.partition(" (")[0] for gap in report.gaps}
+    assert "b = None" not in {gap.partition(" (")[0] for gap in report.gaps}
+
+
+def test_models_of_thinc_are_right() -> None:
+    Linear = importlib.import_module("thinc.api").Linear
+    report = check_affine(Linear, seed=0, max_examples=20)
+    assert (report.adapter, report.verdict, report.dtypes) == ("thinc model", "right", ("float32", "float64"))
+    assert "b = None" in {gap.partition(" (")[0] for gap in report.gaps}
 
 
 def test_what_jax_differentiates_is_right(backend: Backend) -> None:

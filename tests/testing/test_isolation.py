@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from xaffine import __main__
-from xaffine.testing import Options, _progress, _subject, check_affine, make_case
-from xaffine.testing._candidate import RaisedError
+from xaffine import AffineLayer, __main__
+from xaffine.testing import Options, _progress, _subject, check_affine, make_case, runner
+from xaffine.testing._candidate import RaisedError, prepare
 from xaffine.testing._subject import Isolated, TamperedError
 from xaffine.testing._timer import HungError
 from xaffine.testing._trial import Trial, in_numpy, run
@@ -303,7 +303,10 @@ def test_operands_lie_in_memory_that_the_judge_reads(isolated: Any, folder: Path
         "        ctypes.memset(end, 1, x.itemsize)\n"
         "        return x\n"
     )
-    for name, message in (("Beside", r"x\[0, 0\] is 9.0, not "), ("Past", "what lies beside x in memory was written to")):
+    for name, message in (
+        ("Beside", r"x\[0, 0\] is 9.0, not "),
+        ("Past", "what lies beside x in memory was written to"),
+    ):
         subject = isolated(f"reaches.py:{name}")
         trial = Trial(subject, make_case((3, 2), 2, seed=1))
         trial.forward()
@@ -362,6 +365,7 @@ TOLD |= {"number": 0}
         {**ANSWER, "returned": [{**TOLD, "values": ["nonsense", [1]]}]},
         {**ANSWER, "returned": [{**TOLD, "values": None, "more": 1}]},
         {**ANSWER, "raised": "so"},
+        {**ANSWER, "raised": "so", "usable": True},
         {"event": "answer"},
     ],
 )  # fmt: skip
@@ -370,6 +374,31 @@ def test_nothing_of_an_answer_is_trusted(isolated: Any, monkeypatch: pytest.Monk
     monkeypatch.setattr(subject, "_receive", lambda *_: json.loads(json.dumps(answer)))
     with pytest.raises(TamperedError):
         subject.perform()
+
+
+def test_device_that_is_unusable_is_a_failure_once_and_the_process_starts_again(
+    isolated: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after an access out of bounds on a GPU, which all that comes after in that process meets again."""
+    answers = iter([{**ANSWER, "raised": "forward raised IllegalAddress", "clean": True, "usable": False}])
+    subject = isolated("xaffine:AffineLayer")
+    receive = subject._receive
+    monkeypatch.setattr(subject, "_receive", lambda *rest: next(answers, None) or receive(*rest))
+    monkeypatch.setattr(runner, "subject_of", lambda *_: subject)
+    plan = runner.Plan(
+        "xaffine:AffineLayer", Options(seed=0, max_examples=3, properties=["exact"], supports={"no-bias"})
+    )
+    first, second = plan.run()
+    assert (first.verdict, first.cause) == ("FAILS", "the device is unusable after it")
+    assert first.examples == 0
+    assert second.verdict == "holds"
+
+
+def test_candidate_asks_whether_its_device_still_computes(numpy_backend: Backend) -> None:
+    candidate, _ = prepare(AffineLayer)
+    assert candidate.is_usable()
+    candidate.device = "a device that is gone"
+    assert not candidate.is_usable()
 
 
 def test_file_of_the_operands_has_no_name_without_memfd(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -189,6 +189,14 @@ class Candidate:
         values = np.full(placed.shape if shape is None else tuple(shape), fill, placed.format)
         return self.backend.from_values(values, placed.dtype, device=self.device)
 
+    def is_usable(self) -> bool:
+        """Whether the device still computes: an access out of bounds ends it for the whole process."""
+        try:
+            self.backend.wait(self.backend.from_values(np.zeros(1), "float32", device=self.device))
+        except Exception:  # whatever the library raises
+            return False
+        return True
+
     def _method(self, name: str) -> Any:
         """What is called: looked up each time, since a layer may change its own."""
         return getattr(self.layer, name, self.layer if name == "forward" else None)
@@ -339,7 +347,7 @@ def _work(channel: Channel, *, target: str, file: int, **how: Any) -> None:
                         position += os.pwrite(file, returned.values.data, position)
                     answer["returned"].append(told)
         except RaisedError as error:
-            answer |= {"raised": str(error), "clean": error.clean}
+            answer |= {"raised": str(error), "clean": error.clean, "usable": candidate.is_usable()}
         except HungError as error:
             answer["hung"] = str(error)
         if request["last"]:

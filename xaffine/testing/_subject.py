@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from xaffine.testing.cases import Operand
     from xaffine.testing.options import Options
 
-__all__ = ["InProcess", "Isolated", "Subject", "TamperedError", "subject_of"]
+__all__ = ["BrokenError", "InProcess", "Isolated", "Subject", "TamperedError", "subject_of"]
 
 _GRACE = 10.0  # seconds beyond the time limit, in which the process can still report by itself what hung
 _LARGEST = 1 << 30  # bytes of a result that are read
@@ -34,6 +34,10 @@ _LARGEST = 1 << 30  # bytes of a result that are read
 
 class TamperedError(HungError):
     """Something in the process of the implementation meddled with what belongs to the judge."""
+
+
+class BrokenError(HungError):
+    """The implementation left its device unusable: wrong, and nothing more can be learned in that process."""
 
 
 class Subject(ABC):
@@ -98,7 +102,9 @@ class InProcess(Subject):
     @classmethod
     def of(cls, make: Make, backend: Backend, device: Any) -> InProcess:
         """A factory that is there already."""
-        facts = Facts("layer", backend.name, "", str(device), None, (), False, has_backward(make, backend, device), None)
+        facts = Facts(
+            "layer", backend.name, "", str(device), None, (), False, has_backward(make, backend, device), None
+        )
         return cls(Candidate(make, backend, device), facts)
 
     def perform(self, *steps: Any) -> list[Returned]:
@@ -201,6 +207,9 @@ class Isolated(Subject):
                 position += values.nbytes
                 result = result._replace(values=values)
             returned.append(result._replace(shape=tuple(result.shape)))
+        if "raised" in answer and not answer["usable"]:
+            self._stop()
+            raise BrokenError(str(answer["raised"]))
         if "raised" in answer:
             raise RaisedError(str(answer["raised"]), clean=bool(answer["clean"]))
         return returned

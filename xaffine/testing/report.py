@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from xaffine.testing.cases import Case
     from xaffine.testing.checks import Property
 
-__all__ = ["UNREACHED", "Part", "PropertyError", "Report", "Result"]
+__all__ = ["NO_BACKWARD", "UNREACHED", "Part", "PropertyError", "Report", "Result"]
 
 
 class PropertyError(AssertionError):
@@ -237,6 +237,8 @@ class Report:
         if self.verdict == "right":
             cases = sum(result.examples for result in done)
             text = f"{cases:,} cases of {len(done)} properties hold"
+            if NO_BACKWARD in self.gaps:
+                text += "; of y alone: it has no backward"
             return f"{text}; bad manners: {', '.join(manners)}" if manners else text
         number = len(self.results) + sum(gap.endswith(UNREACHED) for gap in self.gaps)
         mistrusted = [result.part.label for result in self.results if result.verdict == "MISTRUSTED"]
@@ -314,6 +316,7 @@ class Report:
 
 
 UNREACHED = " (not reached)"
+NO_BACKWARD = "dx, dW and db: it has no backward"
 
 
 def _without_numbers(cause: str) -> str:

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from xaffine.testing import bounds
 from xaffine.testing._abilities import declared, probed
 from xaffine.testing._diagnoses import diagnose
-from xaffine.testing._subject import Isolated, TamperedError, subject_of
+from xaffine.testing._subject import BrokenError, Isolated, TamperedError, subject_of
 from xaffine.testing._timer import HungError
 from xaffine.testing._trial import RejectionError
 from xaffine.testing.options import Options
-from xaffine.testing.report import UNREACHED, Part, PropertyError, Report, Result
+from xaffine.testing.report import NO_BACKWARD, UNREACHED, Part, PropertyError, Report, Result
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -86,7 +86,7 @@ class Plan:
         testable = [p for p in options.chosen if (floating if p.values == "floats" else self.dtypes)]
         if not facts.has_backward:
             testable = [prop for prop in testable if prop.of_forward]
-            self.gaps += ("dx, dW and db: it has no backward",)
+            self.gaps += (NO_BACKWARD,)
         self.parts = [Part(p, large=False, cases=options.max_examples) for p in testable]
         if options.large:
             self.parts += [Part(p, large=True, cases=options.large) for p in testable if p.tier == "exact"]
@@ -175,7 +175,7 @@ class Plan:
             if error is not None and error > worst:
                 worst, worst_case = error, case
 
-        reason, verdict = None, "FAILS"
+        reason, verdict, cause = None, "FAILS", None
         for case in always:
             holds = hypothesis.example(with_summation(case))(holds)
         try:
@@ -185,6 +185,8 @@ class Plan:
             raise
         except TamperedError as error:
             reason, verdict = str(error), "TAMPERED"
+        except BrokenError as error:
+            reason, cause = str(error), "the device is unusable after it"
         except HungError as error:
             reason, verdict = str(error), "not finished"
         except hypothesis.errors.FlakyFailure as error:
@@ -197,7 +199,8 @@ class Plan:
         failure = None
         if reason is not None:
             assert latest is not None, reason  # noqa: S101 - else Hypothesis itself went wrong
-            cause = diagnose(subject, latest, self.options.time_limit) if verdict == "FAILS" else None
+            if verdict == "FAILS" and cause is None:
+                cause = diagnose(subject, latest, self.options.time_limit)
             failure = PropertyError(part, reason, latest, self.code(part, latest, rejected), verdict, cause)
         return Result(part, examples, worst, worst_case, told, failure)
 
