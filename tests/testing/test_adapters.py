@@ -190,14 +190,18 @@ def test_function_that_nobody_differentiates_is_judged_by_y() -> None:
     assert [result.part.prop.name for result in report.results] == [p.name for p in PROPERTIES if p.of_forward]
     assert check_affine(lambda x, weight, b: x @ weight.T + b, seed=0, max_examples=10).verdict == "right"
     with pytest.raises(PropertyError) as caught:
-        check_affine(lambda x, W, b: x @ W, seed=0, adapter="forward")
+        check_affine(lambda x, W, _b: x @ W, seed=0, adapter="forward")
     assert caught.value.cause == "y lacks the bias"
 
 
 @pytest.mark.parametrize(
     ("module", "name", "refused"),
-    [("flax.linen", "Dense", ["n = 0", "m = 0"]), ("flax.nnx", "Linear", ["n = 0", "m = 0"]), ("equinox.nn", "Linear", [])],
-)  # fmt: skip
+    [
+        ("flax.linen", "Dense", ["n = 0", "m = 0"]),
+        ("flax.nnx", "Linear", ["n = 0", "m = 0"]),
+        ("equinox.nn", "Linear", []),
+    ],
+)
 def test_modules_of_jax_are_right(backend: Backend, module: str, name: str, refused: list[str]) -> None:
     if backend.name != "jax":
         return

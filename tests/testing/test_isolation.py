@@ -235,7 +235,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "KillsItsJudge"])
-def test_no_forgery_is_right(folder: Path, capfd: Any, name: str) -> None:
+@pytest.mark.usefixtures("folder")
+def test_no_forgery_is_right(capfd: Any, name: str) -> None:
     command = ["check", f"forgeries.py:{name}", "--seed", "0", "--examples", "40", "--large", "0", "--time-limit", "2"]
     code = __main__.main([*command, "--only", "exact"])
     out = capfd.readouterr().out
@@ -244,7 +245,8 @@ def test_no_forgery_is_right(folder: Path, capfd: Any, name: str) -> None:
     assert out.splitlines()[-1].startswith({1: "wrong: ", 3: "not finished: "}[expected])
 
 
-def test_judge_that_is_killed_does_not_exit_with_0(folder: Path) -> None:
+@pytest.mark.usefixtures("folder")
+def test_judge_that_is_killed_does_not_exit_with_0() -> None:
     command = [sys.executable, "-m", "xaffine", "check", "forgeries.py:KillsItsJudge", "--examples", "5"]
     assert subprocess.run(command, capture_output=True, timeout=60, check=False).returncode == -signal.SIGKILL
 
@@ -394,7 +396,7 @@ def test_device_that_is_unusable_is_a_failure_once_and_the_process_starts_again(
     assert second.verdict == "holds"
 
 
-def test_candidate_asks_whether_its_device_still_computes(numpy_backend: Backend) -> None:
+def test_candidate_asks_whether_its_device_still_computes() -> None:
     candidate, _ = prepare(AffineLayer)
     assert candidate.is_usable()
     candidate.device = "a device that is gone"

@@ -105,7 +105,7 @@ def run(options: argparse.Namespace) -> int:
 
         try:
             for result in plan.run(progress):
-                results.append(result)
+                results.append(result)  # noqa: PERF402 - an interrupt leaves those so far
             why = None
         finally:  # an interrupt, too, leaves what was found so far
             report = plan.report(results, why)

@@ -10,6 +10,7 @@ import mmap
 import os
 import sys
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -176,10 +177,8 @@ class Candidate:
         """Bind a parameter of the layer anew."""
         if getattr(self.layer, name, None) is not None:
             anew = self._given(name, value, None)
-            try:
+            with suppress(Exception):  # a layer may refuse it
                 setattr(self.layer, name, anew)
-            except Exception:  # noqa: S110 - a layer may refuse it
-                pass
         return Returned("None")
 
     def _given(self, name: str, fill: int | None, shape: Sequence[int] | None) -> Array:
@@ -272,10 +271,16 @@ def prepare(
         library.use_tf32()
     own = None if device is None else library.device(device)
     facts = Facts(
-        adapter, library.name, library.version, str(library.devices[0] if own is None else own),
-        None if own is None else library.devices.index(own), library.dtypes(own), takes_batch_axes(make), has_backward(make, library, own),
-        supports if supports is None or isinstance(supports, list) else repr(supports),
-    )  # fmt: skip
+        adapter=adapter,
+        backend=library.name,
+        version=library.version,
+        device=str(library.devices[0] if own is None else own),
+        device_index=None if own is None else library.devices.index(own),
+        dtypes=library.dtypes(own),
+        takes_batch_axes=takes_batch_axes(make),
+        has_backward=has_backward(make, library, own),
+        supports=supports if supports is None or isinstance(supports, list) else repr(supports),
+    )
     return Candidate(make, library, own), facts
 
 

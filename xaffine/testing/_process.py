@@ -16,6 +16,7 @@ import sys
 import threading
 from contextlib import closing, suppress
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xaffine.testing._target import TargetError
@@ -204,7 +205,7 @@ class Channel:
         self._requests = os.fdopen(os.dup(0), "rb")
         self._key = self._requests.readline().decode().strip()
         self._events = os.fdopen(os.dup(1), "w")
-        with open(os.devnull) as nothing:
+        with Path(os.devnull).open() as nothing:
             os.dup2(nothing.fileno(), 0)
         os.dup2(2, 1)  # whatever else is printed goes to standard error
 

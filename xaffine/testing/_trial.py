@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from xaffine.testing.cases import Case, Exact
 
 __all__ = [
-    "RejectionError", "Trial", "full_like", "in_numpy", "require", "require_equal", "require_within", "run", "run_forward",
+    "RejectionError", "Trial", "full_like", "in_numpy", "require", "require_equal", "require_within", "run",
+    "run_forward",
 ]  # fmt: skip
 
 

@@ -20,7 +20,7 @@ Adapter: TypeAlias = Literal[
 """What is adapted."""
 
 _LIBRARIES = {"torch module": "torch", "torch function": "torch", "jax module": "jax", "thinc model": "numpy"}
-_MODULES = {
+_MODULES: dict[str, Adapter] = {
     "torch.nn.modules.module.Module": "torch module",
     "torch.autograd.function.Function": "torch function",
     "flax.linen.module.Module": "jax module",
@@ -89,7 +89,7 @@ def adapt(target: Any, backend: str | None = None, adapter: Adapter | None = Non
             f"torch and JAX differentiate a function of x, W and b, and {own} does not: name one of them as the backend"
         )
         raise ValueError(msg)
-    modules = {"torch module": _Module, "jax module": _JaxModule, "thinc model": _Thinc}
+    modules: dict[str, Any] = {"torch module": _Module, "jax module": _JaxModule, "thinc model": _Thinc}
     if kind in modules:
         return modules[kind].of(target), kind, own
     differentiated = _Torch if own == "torch" else _Jax
@@ -102,8 +102,8 @@ def _kind(target: Any) -> Adapter:
     if isinstance(target, tuple):
         return "pair"
     for base in getattr(target, "__mro__", ()):
-        if known := _MODULES.get(f"{base.__module__}.{base.__name__}"):
-            return known
+        if (name := f"{base.__module__}.{base.__name__}") in _MODULES:
+            return _MODULES[name]
     if getattr(target, "__module__", "").startswith("thinc."):
         return "thinc model"
     if not isinstance(target, type):
@@ -289,7 +289,7 @@ class _JaxModule(_Jax):
         weight, _ = _parameters(self.leaves, n, m, bias=b is not None)
         self.weight_at = next(i for i, leaf in enumerate(self.leaves) if leaf is weight)
 
-    def function(self, x: Any, W: Any, b: Any) -> Any:  # type: ignore[override]
+    def function(self, x: Any, W: Any, b: Any) -> Any:
         return self.apply([W if i == self.weight_at else b for i in range(len(self.leaves))], x)
 
 

@@ -103,9 +103,9 @@ class Plan:
         facts, given = self.subject.facts, self.given if isinstance(self.given, tuple) else (self.given,)
         unreached = tuple(f"{part.label}{UNREACHED}" for part in self.parts[len(results) :])
         return Report(
-            ",".join(map(_name, given)), facts.backend, facts.version, facts.device, self.dtypes, self.seed, self.gaps + unreached,
-            tuple(results), facts.adapter, isinstance(self.subject, Isolated), self.other_dtypes, self.options.strict,
-            why or ("it ended early" if unreached else None),
+            ",".join(map(_name, given)), facts.backend, facts.version, facts.device, self.dtypes, self.seed,
+            self.gaps + unreached, tuple(results), facts.adapter, isinstance(self.subject, Isolated),
+            self.other_dtypes, self.options.strict, why or ("it ended early" if unreached else None),
         )  # fmt: skip
 
     def run(self, progress: Progress | None = None) -> Iterator[Result]:
@@ -205,7 +205,7 @@ class Plan:
         return Result(part, examples, worst, worst_case, told, failure)
 
     def code(self, part: Part, case: Case, rejected: dict[str, Any]) -> str:
-        """Python that runs a check on a case, with the values of the operands and of a rejected one, if they are few."""
+        """Python that runs a check on a case, with the values of operands, and of a rejected one, if they are few."""
         facts, summation = self.subject.facts, self.options.summation
         device = "" if facts.device_index is None else f", backend.devices[{facts.device_index}]"
         lines = [
