@@ -40,12 +40,13 @@ HALVES = ("float16", "bfloat16")
 # Fewer where every new shape is compiled, or any operation takes milliseconds.
 EXAMPLES = {"jax": 20, "ndonnx": 8}
 MARKS = {"holds": "holds", "FAILS": "**fails**", "not finished": "not finished", "MISTRUSTED": "nothing told"}
+MARKS["TAMPERED"] = "**tampered**"
 
 
 def check(target: str, backend: str, *arguments: str) -> dict[str, Any] | str:
     """The report of ``xaffine check``, or why it could not run; a KeyboardInterrupt where it was interrupted."""
     examples = str(EXAMPLES.get(backend, 200))
-    command = ["check", target, "--backend", backend, "--examples", examples, "--large", "0", "--seed", "0", "--json"]
+    command = ["check", target, "--backend", backend, "--examples", examples, "--large", "0", "--seed", "0", "--json", "-"]
     with redirect_stdout(io.StringIO()) as stdout, redirect_stderr(io.StringIO()) as stderr:
         exit_code = xaffine_command([*command, *arguments])
     if exit_code == 130:

@@ -60,9 +60,6 @@ class Options:
         Whether a property of the tier "manners" that does not hold is a failure, too.
     fail_fast : bool
         Whether to end at the first failure.
-    target : str, optional
-        Where the code of a failing case imports the implementation from: ``"package.module:name"`` or
-        ``"folder/file.py:name"``.
 
     Raises
     ------
@@ -92,7 +89,6 @@ class Options:
     properties: Sequence[Property | str] = PROPERTIES
     strict: bool = False
     fail_fast: bool = False
-    target: str | None = None
 
     def __post_init__(self) -> None:
         if self.max_examples < 1 or self.large < 0 or not 0 < self.time_limit <= LONGEST:

@@ -231,11 +231,12 @@ def check_affine(make: Make, options: Options = Options(), **changes: Any) -> Re
 
     Parameters
     ----------
-    make : callable, or a pair of callables
+    make : callable, pair of callables, or str
         What `adapt` takes. ``make(W, b)`` returns an object with ``forward(x) -> y``, or one that is called, and
-        ``backward(dy) -> dx``,
-        which leaves dW and db in attributes of those names. b may be None. If it has a parameter ``n_batch_axes``,
-        that of `xaffine.affine`, and supports vectors and tensors, every slice is tested.
+        ``backward(dy) -> dx``, which leaves dW and db in attributes of those names. b may be None. If it has a
+        parameter ``n_batch_axes``, that of `xaffine.affine`, and supports vectors and tensors, every slice is tested.
+        A text names such a thing, ``"package.module:name"`` or ``"folder/file.py:name"``, which then runs in a process
+        of its own: there it can neither read nor replace what judges it.
     options : Options, optional
         How to check it.
     **changes
