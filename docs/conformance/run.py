@@ -46,9 +46,9 @@ MARKS["TAMPERED"] = "**tampered**"
 def check(target: str, backend: str, *arguments: str) -> dict[str, Any] | str:
     """The report of ``xaffine check``, or why it could not run; a KeyboardInterrupt where it was interrupted."""
     examples = str(EXAMPLES.get(backend, 200))
-    command = ["check", target, "--backend", backend, "--examples", examples, "--large", "0", "--seed", "0", "--json", "-"]
+    command = ["check", target, "--backend", backend, "--examples", examples, "--large", "0", "--seed", "0"]
     with redirect_stdout(io.StringIO()) as stdout, redirect_stderr(io.StringIO()) as stderr:
-        exit_code = xaffine_command([*command, *arguments])
+        exit_code = xaffine_command([*command, *arguments, "--json", "-"])
     if exit_code == 130:
         raise KeyboardInterrupt
     if exit_code == 2:

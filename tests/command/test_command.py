@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ import xaffine
 from xaffine import AffineLayer, __main__, backends
 from xaffine._command import doctor, machine, terminal
 from xaffine.testing import _process as worker
+from xaffine.testing import _progress
 from xaffine.testing._process import WorkerError
 
 
@@ -326,6 +328,25 @@ def test_bar_moves_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: Any) -
         show("half way", 1)
         show("all the way", 2)
     assert "all the way" in capsys.readouterr().err
+
+
+def test_file_that_cannot_be_written_is_said_before_anything_is_examined(capsys: Any, tmp_path: Path) -> None:
+    for arguments in ([], ["bench"], ["check", "xaffine:AffineLayer"]):
+        assert __main__.main([*arguments, "--json", str(tmp_path / "missing" / "report.json")]) == 2
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        assert "could not run: " in printed.err
+        assert "report.json cannot be written: name a regular file, or a new one, in a folder that can" in printed.err
+
+
+def test_progress_off_a_terminal_is_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr(_progress, "_EVERY", 0.05)
+    with terminal.progress_bar(4) as show:
+        show("the first", 1)
+        time.sleep(0.2)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines
+    assert set(lines) == {" 25%  the first"}
 
 
 def test_json_has_what_was_examined(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

@@ -264,3 +264,24 @@ def test_a_layer_of_single_vectors_is_judged() -> None:
     report = check_affine(OfVectors, seed=0, max_examples=10)
     assert report.gaps[0].startswith(f"{FEATURES['matrices']} (forward raised ValueError: one sample at a time)")
     assert "holds" in {result.verdict for result in report.results}
+
+
+def test_layer_that_never_has_a_bias_is_judged_without() -> None:
+    class NoBias(textbook()):  # type: ignore[misc]
+        def __init__(self, W: Any, b: Any) -> None:
+            if b is not None:
+                msg = "no bias"
+                raise ValueError(msg)
+            super().__init__(W, np.zeros(W.shape[1], W.dtype))
+
+        @property
+        def db(self) -> None:
+            return None
+
+        @db.setter
+        def db(self, _: Any) -> None:
+            pass
+
+    report = check_affine(NoBias, seed=0, max_examples=20)
+    assert report.verdict == "right"
+    assert "a bias (making the layer raised ValueError: no bias)" in report.gaps

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from xaffine import AffineLayer, __main__
-from xaffine.testing import Options, _progress, _subject, check_affine, make_case, runner
+from xaffine import AffineLayer, __main__, backends
+from xaffine.testing import Options, _candidate, _progress, _subject, check_affine, make_case, runner
 from xaffine.testing._candidate import RaisedError, prepare
-from xaffine.testing._subject import Isolated, TamperedError
+from xaffine.testing._subject import InProcess, Isolated, TamperedError
+from xaffine.testing._target import TargetError
 from xaffine.testing._timer import HungError
 from xaffine.testing._trial import Trial, in_numpy, run
 
@@ -274,6 +275,18 @@ def test_right_layer_in_a_process_of_its_own(backend: Backend, device: Any) -> N
     assert report.device == str(backend.devices[0] if device is None else device)
 
 
+def test_module_that_writes_to_our_pipes_when_it_is_imported_is_wrong(folder: Path, capfd: Any) -> None:
+    (folder / "writes.py").write_text(
+        "import os\n"
+        "for number in range(3, 40):\n"
+        "    try: os.write(number, b'right\\n')\n"
+        "    except OSError: pass\n"
+        "from xaffine import AffineLayer\n"
+    )
+    assert __main__.main(["check", "writes.py:AffineLayer"]) == 1
+    assert capfd.readouterr().out == "wrong: something in it wrote to the pipe of its events: 'right\\n'\n"
+
+
 @pytest.fixture
 def isolated() -> Iterator[Any]:
     subjects = []
@@ -348,6 +361,58 @@ def test_process_that_ended_is_started_again(isolated: Any, folder: Path) -> Non
     with pytest.raises(HungError, match="the process was ended by SIGABRT"):
         run(subject, case, None, None)
     assert run(subject, case, None, None).keys() == {"y", "dx", "dW", "db"}
+
+
+def test_what_runs_beside_a_candidate_answers_and_knows_nothing(folder: Path) -> None:
+    """Called here, where its lines can be followed: the requests of a judge, and what it answers."""
+    (folder / "slow.py").write_text(
+        "import time\nfrom xaffine import AffineLayer\n"
+        "class Slow(AffineLayer):\n"
+        "    def backward(self, dy):\n"
+        "        time.sleep(60)\n"
+    )
+    judge = InProcess.of(AffineLayer, backends.get("numpy"), None)
+    case = make_case((2, 3), 2, seed=0)
+    begin = ["begin", None, json.loads(json.dumps(judge.place(case.operands)))]
+    file = _subject._nameless_file()
+    for name, placed in judge.place(case.operands).items():
+        os.pwrite(file, judge.memory(name).data, placed.start)
+
+    class Channel:
+        emitted: list[Any] = []  # noqa: RUF012 - of one channel
+
+        def __call__(self, event: str, **facts: Any) -> None:
+            self.emitted.append((event, facts))
+
+        def __iter__(self) -> Iterator[Any]:
+            blank = {"number": 1, "results": 1 << 14, "seconds": 60.0, "last": False}
+            yield {**blank, "steps": [begin, ["forward", "x"]]}
+            yield {**blank, "steps": [begin, ["forward", "x", 0, [2, 4]]]}
+            yield {**blank, "steps": [begin, ["forward", "x"], ["backward", "dy"]], "seconds": 0.2}
+            yield {**blank, "steps": [], "last": True}
+
+    try:
+        _candidate._work(Channel(), target="slow.py:Slow", file=file)  # type: ignore[arg-type]
+        values = np.frombuffer(os.pread(file, 16, 1 << 14), "float32").reshape(2, 2)
+    finally:
+        os.close(file)
+        sys.path.remove(str(folder))
+    (_, facts), (_, first), (_, raised), (_, hung), (_, last) = Channel.emitted
+    assert (facts["backend"], facts["adapter"], facts["supports"]) == ("numpy", "layer", None)
+    assert [told["values"] for told in first["returned"]] == [["<f8", (0,)], ["<f4", (2, 2)]]
+    assert np.array_equal(values, case.exact()["y"].value)
+    assert raised["raised"].startswith("forward raised ValueError: ")
+    assert raised["clean"]
+    assert raised["usable"]
+    assert "time.sleep(60)" in hung["hung"]
+    assert last["replaced"] is None
+
+
+def test_what_cannot_be_prepared_is_told(folder: Path) -> None:
+    (folder / "text.py").write_text("text = 'no layer'\n")
+    with pytest.raises(TargetError, match="make must be callable as make"):
+        _candidate._work(lambda *_: None, target="text.py:text", file=0)  # type: ignore[arg-type]
+    sys.path.remove(str(folder))
 
 
 ANSWER = {"event": "answer", "number": 1, "returned": []}

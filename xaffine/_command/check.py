@@ -19,7 +19,7 @@ from xaffine._command.machine import describe_machine
 from xaffine._command.terminal import print_table, progress_bar
 from xaffine.testing._subject import TamperedError
 from xaffine.testing._target import TargetError
-from xaffine.testing._views import FOOTNOTE, HEADER, to_html, to_junit, to_markdown
+from xaffine.testing._views import FOOTNOTE, HEADER, to_junit, to_markdown, to_page
 from xaffine.testing.adapters import Adapter
 from xaffine.testing.bounds import Summation
 from xaffine.testing.cases import FEATURES
@@ -30,8 +30,7 @@ from xaffine.testing.runner import Plan
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from xaffine.testing.cases import Case
-    from xaffine.testing.report import Part, Report, Result
+    from xaffine.testing.report import Report, Result
 
 __all__ = ["DESCRIPTION", "HELP", "add_arguments", "run"]
 
@@ -99,12 +98,8 @@ def run(options: argparse.Namespace) -> int:
     results: list[Result] = []
     why: str | None = "interrupted"
     with closing(plan), progress_bar(len(plan.parts)) as show:
-
-        def progress(part: Part, examples: int, _: Case) -> None:
-            show(f"{part.label}, {examples} examples", len(results) + examples / part.cases)
-
         try:
-            for result in plan.run(progress):
+            for result in plan.run(plan.shown(show)):
                 results.append(result)  # noqa: PERF402 - an interrupt leaves those so far
             why = None
         finally:  # an interrupt, too, leaves what was found so far
@@ -120,7 +115,7 @@ _VIEWS: dict[str, Callable[[Report], str]] = {
     "json": lambda report: json.dumps({**describe_machine(), **report.to_dict()}, indent=1) + "\n",
     "junit": to_junit,
     "markdown": to_markdown,
-    "html": to_html,
+    "html": to_page,
 }
 _STYLES = {"holds": "green", "lacking": "yellow"}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from html import escape
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET
@@ -9,18 +10,18 @@ from xml.etree import ElementTree as ET
 if TYPE_CHECKING:
     from xaffine.testing.report import Report
 
-__all__ = ["to_html", "to_junit", "to_markdown"]
+__all__ = ["to_html", "to_junit", "to_markdown", "to_page"]
 
 HEADER = ("property", "tier", "verdict", "cases", "error")
 FOOTNOTE = "error: the worst, as a fraction of its rounding bound."
 _COLOURS = {"holds": "#1a7f37", "lacking": "#9a6700"}
 _STYLE = """\
 .xaffine {font: 14px/1.5 system-ui, sans-serif; max-width: 60em; overflow-x: auto}
-.xaffine table {border-collapse: collapse; width: 100%}
+.xaffine table {border-collapse: collapse; width: 100%; font: inherit}
 .xaffine th, .xaffine td {text-align: left; padding: .2em .6em; border-bottom: 1px solid #8884}
 .xaffine td:nth-child(n+4), .xaffine th:nth-child(n+4) {text-align: right}
 .xaffine meter {width: 5em} .xaffine pre {overflow-x: auto; padding: .6em; background: #8881}
-.xaffine p, .xaffine li {overflow-wrap: anywhere}
+.xaffine p, .xaffine li, .xaffine summary, .xaffine td:first-child {overflow-wrap: anywhere}
 @media (max-width: 40em) {.xaffine td:nth-child(2), .xaffine th:nth-child(2), .xaffine meter {display: none}}"""
 
 
@@ -31,20 +32,28 @@ def to_html(report: Report) -> str:
         share = f'<meter max="1" value="{result.worst_error:.3g}"></meter> {error}' if result.worst_error else error
         title = f' title="{escape(result.part.prop.sentence)}"'
         verdict = f'<td style="color: {_COLOURS.get(word, "#cf222e")}">{word}</td>'
+        name = name.replace("_", "_<wbr/>")
         rows.append(f"<tr{title}><td>{name}</td><td>{tier}</td>{verdict}<td>{cases}</td><td>{share}</td></tr>")
     failures = [
-        f"<details><summary>{', '.join(result.part.label for result in group)}: {escape(group[0].cause)}</summary>"
+        f"<details><summary>{escape(group[0].cause)} ({', '.join(result.part.label for result in group)})</summary>"
         f"<pre>{escape(str(group[0].failure))}</pre></details>"
         for group in report.causes
     ]
     head = "".join(f"<th>{name}</th>" for name in HEADER)
     notes = "".join(f"<li>{escape(note)}</li>" for note in report.notes)
     return (
-        f'<div class="xaffine"><style>{_STYLE}</style><p>{escape(report.head)}</p>'
+        f'<div class="xaffine"><style>{_STYLE}</style>'
+        f"<p><strong>{report.verdict}</strong>: {escape(report.conclusion)}</p><p>{escape(report.head)}</p>"
         f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
-        f"<p><small>{FOOTNOTE}</small></p>{''.join(failures)}<ul>{notes}</ul>"
-        f"<p><strong>{report.verdict}</strong>: {escape(report.conclusion)}</p></div>"
+        f"<p><small>{FOOTNOTE}</small></p>{''.join(failures)}<ul>{notes}</ul></div>"
     )
+
+
+def to_page(report: Report) -> str:
+    """A report as a whole page."""
+    head = '<meta charset="utf-8"/><meta name="viewport" content="width=device-width, initial-scale=1"/>'
+    title = f"<title>{escape(report.target)}: {report.verdict}</title>"
+    return f"<!DOCTYPE html>\n<html><head>{head}{title}</head><body>{to_html(report)}</body></html>\n"
 
 
 def to_markdown(report: Report) -> str:
@@ -73,4 +82,5 @@ def to_junit(report: Report) -> str:
         ET.SubElement(case, kind, message=told).text = None if result.failure is None else str(result.failure)
     suite.attrib |= {name: str(count) for name, count in counts.items()}
     ET.SubElement(suite, "system-out").text = "\n".join([*report.notes, f"{report.verdict}: {report.conclusion}"])
-    return ET.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
+    text = ET.tostring(suite, encoding="unicode", xml_declaration=True)
+    return re.sub(r"[^\t\n\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "�", text) + "\n"  # of these XML has none

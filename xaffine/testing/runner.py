@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import secrets
+import sys
 import zlib
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from xaffine.testing import bounds
 from xaffine.testing._abilities import declared, probed
 from xaffine.testing._diagnoses import diagnose
+from xaffine.testing._progress import progress_lines
 from xaffine.testing._subject import BrokenError, Isolated, TamperedError, subject_of
 from xaffine.testing._timer import HungError
 from xaffine.testing._trial import RejectionError
@@ -26,9 +28,6 @@ if TYPE_CHECKING:
     from xaffine.testing.checks import Property
 
 __all__ = ["Plan", "check_affine", "property_tests"]
-
-Progress: TypeAlias = "Callable[[Part, int, Case], None]"
-"""Called before every example with what is checked, the number of examples so far, and the case."""
 
 
 class NothingLeftError(ValueError):
@@ -108,17 +107,24 @@ class Plan:
             self.other_dtypes, self.options.strict, why or ("it ended early" if unreached else None),
         )  # fmt: skip
 
-    def run(self, progress: Progress | None = None) -> Iterator[Result]:
-        """Check the properties one after the other, also those after one that does not hold; until two hang."""
+    def run(self, before: Callable[[Part, int, Case], Any] = lambda *_: None) -> Iterator[Result]:
+        """Check the properties one after the other, also those after one that does not hold; until two hang.
+
+        Before every example `before` is called with what is checked, the number of its examples so far, and the case.
+        """
         hung = int(self.abilities.hung)
         for part in self.parts:
-            result = self._check(part, progress)
+            result = self._check(part, before)
             yield result
             hung += result.verdict == "not finished"
             if hung > 1 or result.verdict == "TAMPERED" or (self.options.fail_fast and _counts(result, self.options)):
                 return
 
-    def _check(self, part: Part, progress: Progress | None) -> Result:
+    def shown(self, show: Callable[[str, float], Any]) -> Callable[[Part, int, Case], None]:
+        """What `run` calls to have `show` told where it is, and how many parts are done."""
+        return lambda part, n, _: show(f"{part.label}, {n} examples", self.parts.index(part) + n / part.cases)
+
+    def _check(self, part: Part, before: Callable[[Part, int, Case], Any]) -> Result:
         import hypothesis
 
         from xaffine.testing import strategies
@@ -159,8 +165,7 @@ class Plan:
         @hypothesis.given(drawn.map(with_summation))
         def holds(case: Case) -> None:
             nonlocal examples, told, worst, worst_case, latest, failed, raised, rejected
-            if progress is not None:
-                progress(part, examples, case)
+            before(part, examples, case)
             if not failed:
                 latest = case
             try:
@@ -268,9 +273,11 @@ def check_affine(make: Make, options: Options = Options(), **changes: Any) -> Re
     True
     """
     options = replace(options, **changes)
-    with closing(Plan(make, options)) as plan:
+    # A notebook shows how far it is; elsewhere a function prints nothing.
+    shown = progress_lines if "ipykernel" in sys.modules else lambda _: nullcontext(lambda *_: None)
+    with closing(Plan(make, options)) as plan, shown(len(plan.parts)) as show:
         results = []
-        for result in plan.run():
+        for result in plan.run(plan.shown(show)):
             if result.failure is not None and _counts(result, options):
                 raise result.failure
             results.append(result)
