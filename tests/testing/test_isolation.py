@@ -231,7 +231,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "forgeries.py").write_text(FORGERIES)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(_progress, "_EVERY", 600.0)
-    monkeypatch.setattr(_subject, "_GRACE", 2.0)
     return tmp_path
 
 

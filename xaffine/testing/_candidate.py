@@ -22,7 +22,7 @@ from xaffine.testing._lines import last_user_line
 from xaffine.testing._process import serve
 from xaffine.testing._target import TargetError, import_target
 from xaffine.testing._timer import HungError, time_limit
-from xaffine.testing.adapters import adapt, takes_batch_axes
+from xaffine.testing.adapters import Differentiated, adapt, takes_batch_axes
 from xaffine.testing.cases import viewed
 
 if TYPE_CHECKING:
@@ -285,9 +285,11 @@ def prepare(
 
 
 def has_backward(make: Make, backend: Backend, device: Any) -> bool:
-    """Whether there are gradients: of what torch may know none, a first small call shows it."""
-    if not getattr(make, "has_backward", False):
-        return not hasattr(make, "has_backward")
+    """Whether there are gradients, which a library may not know: of a kernel in torch a first small call shows it."""
+    if not (isinstance(make, type) and issubclass(make, Differentiated)):
+        return True
+    if not make.has_backward:
+        return False
     try:
         x, W, b = (backend.from_values(np.zeros(shape), "float32", device=device) for shape in ((2, 3), (3, 5), (5,)))
         layer = make(W, b)

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = ["BrokenError", "InProcess", "Isolated", "Subject", "TamperedError", "subject_of"]
 
-_GRACE = 10.0  # seconds beyond the time limit, in which the process can still report by itself what hung
+_GRACE = 1.0  # seconds beyond the time limit, in which the process can still report by itself what hung
+_START = 60.0  # seconds that the process may take to import what it checks, if the time limit is shorter
 _LARGEST = 1 << 30  # bytes of a result that are read
 
 
@@ -145,23 +146,25 @@ class Isolated(Subject):
             raise TargetError(str(error)) from error
 
     def _start(self) -> Worker:
-        """Start its process, for which it has the time limit."""
+        """Start its process."""
         self._worker = worker = Worker("xaffine.testing._candidate", self._arguments, files=[self._file])
-        facts = self._receive(worker, self._seconds)
+        start = max(_START, self._seconds)
+        facts = self._receive(worker, start, start)
         self.facts = Facts(*(facts[name] for name in Facts._fields))
         self._deadline = time.monotonic() + self._seconds
         return worker
 
-    def _receive(self, worker: Worker, seconds: float) -> dict[str, Any]:
+    def _receive(self, worker: Worker, left: float, seconds: float) -> dict[str, Any]:
+        """Its next event, for which so many of the seconds are left."""
         try:
-            event = worker.receive(seconds + _GRACE)
+            event = worker.receive(left + _GRACE)
         except WorkerError as error:
             self._stop()
             if error.refused:
                 raise TargetError(str(error)) from error
             if error.tampered:
                 raise TamperedError(str(error)) from error
-            msg = f"no answer within {self._seconds:g} s, and none to an interrupt" if error.timed_out else str(error)
+            msg = f"no answer within {seconds:g} s, and none to an interrupt" if error.timed_out else str(error)
             raise HungError(msg) from error
         if event is None:
             self._stop()
@@ -174,7 +177,7 @@ class Isolated(Subject):
         left = max(self._deadline - time.monotonic(), 1e-3)
         self._number += 1
         worker.send(number=self._number, steps=steps, results=self._end, seconds=left, last=last)
-        answer = self._receive(worker, left)
+        answer = self._receive(worker, left, self._seconds)
         try:
             return self._read_answer(answer, last=last)
         except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias, get_args
 
 from xaffine.backends import backend_of
 
-__all__ = ["Adapter", "Make", "adapt", "from_functions", "takes_batch_axes"]
+__all__ = ["Adapter", "Differentiated", "Make", "adapt", "from_functions", "takes_batch_axes"]
 
 Make: TypeAlias = Callable[..., Any]
 """``make(W, b)``, or ``make(W, b, n_batch_axes=k)``, returns a layer."""
@@ -117,7 +117,7 @@ def _kind(target: Any) -> Adapter:
     return "layer"
 
 
-class _Differentiated:
+class Differentiated:
     """A layer whose gradients a library computes of its forward."""
 
     function: Callable[..., Any]
@@ -144,7 +144,7 @@ class _Differentiated:
         raise NotImplementedError
 
 
-class _Forward(_Differentiated):
+class _Forward(Differentiated):
     """A forward alone."""
 
     has_backward = False
@@ -166,7 +166,7 @@ def _accepts(function: Callable[..., Any], *arrays: Any) -> bool:
     return True
 
 
-class _Torch(_Differentiated):
+class _Torch(Differentiated):
     """By torch's autograd, whose gradients of complex numbers are conjugates of the plain transposes."""
 
     @staticmethod
@@ -251,7 +251,7 @@ def _parameters(parameters: list[Any], n: int, m: int, *, bias: bool | None = No
     return weights[0], biases[0] if biases else None
 
 
-class _Jax(_Differentiated):
+class _Jax(Differentiated):
     """By JAX."""
 
     @staticmethod
