@@ -22,7 +22,7 @@ from xaffine.testing._lines import last_user_line
 from xaffine.testing._process import serve
 from xaffine.testing._target import TargetError, import_target
 from xaffine.testing._timer import HungError, time_limit
-from xaffine.testing.adapters import Differentiated, adapt, takes_batch_axes
+from xaffine.testing.adapters import adapt, has_backward, takes_batch_axes
 from xaffine.testing.cases import viewed
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from xaffine.testing._process import Channel
     from xaffine.testing.adapters import Make
 
-__all__ = ["Candidate", "Facts", "Placed", "RaisedError", "Returned", "has_backward", "prepare"]
+__all__ = ["Candidate", "Facts", "Placed", "RaisedError", "Returned", "prepare"]
 
 
 class RaisedError(AssertionError):
@@ -282,21 +282,6 @@ def prepare(
         supports=supports if supports is None or isinstance(supports, list) else repr(supports),
     )
     return Candidate(make, library, own), facts
-
-
-def has_backward(make: Make, backend: Backend, device: Any) -> bool:
-    """Whether there are gradients, which a library may not know: of a kernel in torch a first small call shows it."""
-    if not (isinstance(make, type) and issubclass(make, Differentiated)):
-        return True
-    if not make.has_backward:
-        return False
-    try:
-        x, W, b = (backend.from_values(np.zeros(shape), "float32", device=device) for shape in ((2, 3), (3, 5), (5,)))
-        layer = make(W, b)
-        layer.forward(x)
-    except Exception:  # the probes tell
-        return True
-    return bool(getattr(layer, "has_backward", True))
 
 
 class _Memory:

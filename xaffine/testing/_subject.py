@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xaffine.testing._candidate import Candidate, Facts, Placed, RaisedError, Returned, has_backward, prepare
+from xaffine.testing._candidate import Candidate, Facts, Placed, RaisedError, Returned, prepare
 from xaffine.testing._process import Worker, WorkerError
 from xaffine.testing._target import TargetError
 from xaffine.testing._timer import HungError, time_limit
+from xaffine.testing.adapters import has_backward, takes_batch_axes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -104,7 +105,15 @@ class InProcess(Subject):
     def of(cls, make: Make, backend: Backend, device: Any) -> InProcess:
         """A factory that is there already."""
         facts = Facts(
-            "layer", backend.name, "", str(device), None, (), False, has_backward(make, backend, device), None
+            "layer",
+            backend.name,
+            "",
+            str(device),
+            None,
+            (),
+            takes_batch_axes(make),
+            has_backward(make, backend, device),
+            None,
         )
         return cls(Candidate(make, backend, device), facts)
 

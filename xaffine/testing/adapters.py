@@ -5,11 +5,16 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable
-from typing import Any, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+
+import numpy as np
 
 from xaffine.backends import backend_of
 
-__all__ = ["Adapter", "Differentiated", "Make", "adapt", "from_functions", "takes_batch_axes"]
+if TYPE_CHECKING:
+    from xaffine.backends import Backend
+
+__all__ = ["Adapter", "Make", "adapt", "from_functions", "has_backward", "takes_batch_axes"]
 
 Make: TypeAlias = Callable[..., Any]
 """``make(W, b)``, or ``make(W, b, n_batch_axes=k)``, returns a layer."""
@@ -117,7 +122,7 @@ def _kind(target: Any) -> Adapter:
     return "layer"
 
 
-class Differentiated:
+class _Differentiated:
     """A layer whose gradients a library computes of its forward."""
 
     function: Callable[..., Any]
@@ -144,7 +149,7 @@ class Differentiated:
         raise NotImplementedError
 
 
-class _Forward(Differentiated):
+class _Forward(_Differentiated):
     """A forward alone."""
 
     has_backward = False
@@ -166,7 +171,7 @@ def _accepts(function: Callable[..., Any], *arrays: Any) -> bool:
     return True
 
 
-class _Torch(Differentiated):
+class _Torch(_Differentiated):
     """By torch's autograd, whose gradients of complex numbers are conjugates of the plain transposes."""
 
     @staticmethod
@@ -251,7 +256,7 @@ def _parameters(parameters: list[Any], n: int, m: int, *, bias: bool | None = No
     return weights[0], biases[0] if biases else None
 
 
-class _Jax(Differentiated):
+class _Jax(_Differentiated):
     """By JAX."""
 
     @staticmethod
@@ -415,3 +420,41 @@ def takes_batch_axes(make: Make) -> bool:
         return "n_batch_axes" in inspect.signature(make).parameters
     except (TypeError, ValueError):  # a builtin without a signature
         return False
+
+
+def has_backward(make: Make, backend: Backend, device: Any = None) -> bool:
+    """Whether what `adapt` made has gradients: torch may know none of a kernel, as a first small call shows.
+
+    Parameters
+    ----------
+    make : callable
+        The factory.
+    backend : Backend
+        That of its arrays.
+    device : optional
+        One of the backend's devices.
+
+    Returns
+    -------
+    bool
+        True also where that call fails.
+
+    Examples
+    --------
+    >>> from xaffine import AffineLayer
+    >>> from xaffine.backends import get
+    >>> make, *_ = adapt(lambda x, W, b: x @ W + b)
+    >>> has_backward(AffineLayer, get("numpy")), has_backward(make, get("numpy"))
+    (True, False)
+    """
+    if not (isinstance(make, type) and issubclass(make, _Differentiated)):
+        return True
+    if not make.has_backward:
+        return False
+    try:
+        x, W, b = (backend.from_values(np.zeros(shape), "float32", device=device) for shape in ((2, 3), (3, 5), (5,)))
+        layer: Any = make(W, b)
+        layer.forward(x)
+    except Exception:  # the probes tell
+        return True
+    return bool(layer.has_backward)

@@ -216,23 +216,28 @@ class Report:
     @property
     def verdict(self) -> str:
         """One of "right", "wrong" and "not finished"."""
-        if any(map(self.counts, self.results)):
+        if self.wrong:
             return "wrong"
         unfinished = self.why or any(r.verdict in ("not finished", "MISTRUSTED") for r in self.results)
         return "not finished" if unfinished else "right"
 
-    def counts(self, result: Result) -> bool:
-        """Whether a result makes the verdict "wrong": manners that are lacking do so where it is strict alone."""
-        failed = result.verdict == "FAILS" and (self.strict or result.part.prop.tier != "manners")
-        return failed or result.verdict == "TAMPERED"
+    @property
+    def wrong(self) -> list[Result]:
+        """The results that make the verdict "wrong": manners that are lacking do so where it is strict alone."""
+        return [
+            result
+            for result in self.results
+            if result.verdict == "TAMPERED"
+            or (result.verdict == "FAILS" and (self.strict or result.part.prop.tier != "manners"))
+        ]
 
     @property
     def conclusion(self) -> str:
         """What the verdict rests on, in one line."""
         done = [result for result in self.results if result.verdict == "holds"]
-        manners = [r.part.label for r in self.results if r.verdict == "FAILS" and not self.counts(r)]
+        manners = [r.part.label for r in self.results if r.verdict == "FAILS" and r not in self.wrong]
         if self.verdict == "wrong":
-            first, *others = [group for group in self.causes if self.counts(group[0])]
+            first, *others = [group for group in self.causes if group[0] in self.wrong]
             return f"{first[0].cause}{f', and {len(others)} more as above' if others else ''}"
         if self.verdict == "right":
             cases = sum(result.examples for result in done)
@@ -254,8 +259,8 @@ class Report:
             if result.failure is not None:
                 groups.setdefault(_without_numbers(result.cause), []).append(result)
         for group in groups.values():
-            group.sort(key=lambda result: not self.counts(result))
-        return sorted(groups.values(), key=lambda some: (not self.counts(some[0]), some[0].verdict == "FAILS"))
+            group.sort(key=lambda result: result not in self.wrong)
+        return sorted(groups.values(), key=lambda some: (some[0] not in self.wrong, some[0].verdict == "FAILS"))
 
     def __repr__(self) -> str:
         return f"<Report on {self.target}: {self.verdict}: {self.conclusion}>"
