@@ -6,6 +6,7 @@ import argparse
 import os
 import signal
 import sys
+from contextlib import suppress
 from typing import Any
 
 from xaffine import __version__
@@ -15,11 +16,11 @@ __all__ = ["main"]
 
 
 class TerminatedError(KeyboardInterrupt):
-    """Somebody asked this process to end; as Ctrl-C, and unlike SystemExit, nothing takes it for a failed test."""
+    """A signal asks this process to end; as Ctrl-C, and unlike SystemExit, nothing takes it for a failed test."""
 
 
-def _terminate(*_: Any) -> None:
-    raise TerminatedError
+def _terminate(number: int, _: Any) -> None:
+    raise TerminatedError(number)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -48,13 +49,17 @@ def main(arguments: list[str] | None = None) -> int:
     check.add_arguments(subcommands.add_parser("check", help=check.HELP, description=check.DESCRIPTION))
     bench.add_arguments(subcommands.add_parser("bench", help=bench.HELP, description=bench.DESCRIPTION))
     options = parser.parse_args(arguments)
-    # SIGTERM as an exception: workers are ended, and what was found is kept.
-    handler = signal.signal(signal.SIGTERM, _terminate)
+    with suppress(AttributeError):  # what stands in their place may lack it
+        for stream in (sys.stdout, sys.stderr):
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    # Signals as an exception: workers are ended, and what was found is kept.
+    ending = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    handlers = {number: signal.signal(number, _terminate) for number in ending}
     try:
         exit_code: int = options.run(options)
         sys.stdout.flush()
-    except TerminatedError:
-        return 128 + signal.SIGTERM
+    except TerminatedError as error:
+        return 128 + int(error.args[0])
     except KeyboardInterrupt:
         print("xaffine: interrupted", file=sys.stderr)
         return 130
@@ -64,9 +69,12 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"xaffine: not finished: {why}", file=sys.stderr)
         return 3
     finally:
-        signal.signal(signal.SIGTERM, handler)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     return exit_code
 
 
 if __name__ == "__main__":
+    if not sys.flags.safe_path:
+        sys.path.pop(0)  # the folder in which `python -m` was run: a rich.py of the user's is none of ours
     sys.exit(main())

@@ -369,7 +369,7 @@ def test_crash_is_reported_with_its_case(capfd: Any) -> None:
     assert "case = make_case((" in out
     assert "\nFor the same cause: backward_is_exact\n" in out  # which was tried in another process
     assert "not tested: forward_is_within_bound (not reached)" in out
-    assert "\nnot finished: 0 of 15 properties have a verdict; it ended early\n" in out
+    assert "\nnot finished: 0 of 15 properties have a verdict; the process was ended by SIGABRT\n" in out
 
 
 def test_end_in_a_first_small_call_is_reported_with_its_case(capfd: Any) -> None:
@@ -419,7 +419,7 @@ def test_end_before_the_last_property_is_no_success_with_any_exit_code(capfd: An
     code, out, _ = checked(capfd, "layers:ExitsInBackward", "--time-limit", "20", *ALL)
     assert code == 3
     assert "backward_is_exact did not finish." in out
-    assert "\nnot finished: 2 of 15 properties have a verdict; it ended early\n" in out
+    assert "\nnot finished: 2 of 15 properties have a verdict; the process ended with exit code 0\n" in out
     assert "the process ended with exit code 0" in out
 
 

@@ -59,10 +59,10 @@ def test_report_says_what_was_tested() -> None:
         assert (result.worst_case is not None) == bounded
     text = str(report)
     assert text.startswith(f"Plain on numpy {np.__version__} on cpu; float32, float64; seed 7\nforward_is_exact  ")
-    assert text.endswith("\nright: 300 cases of 15 properties hold")
+    assert text.endswith("\nright: 300 cases of 15 properties hold; 1 gap above")
     assert "\nnot tried: bfloat16, float16, complex128, " in text
     assert "\nnot ruled out: that the implementation, in the process of its judge, replaced its code\n" in text
-    assert repr(report) == "<Report on Plain: right: 300 cases of 15 properties hold>"
+    assert repr(report) == "<Report on Plain: right: 300 cases of 15 properties hold; 1 gap above>"
     assert "<strong>right</strong>: 300 cases of 15 properties hold" in report._repr_html_()
 
 

@@ -7,9 +7,11 @@ alone knows. Neither a crash nor a hang of a kernel ends the command without a w
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
+import os
 import sys
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -88,6 +90,11 @@ def run(options: argparse.Namespace) -> int:
         own |= {"summation": Summation(factors="tf32", cuts=True) if options.tf32 else None}
         for file in files.values():
             require_writable(file)
+        if len(set(map(os.path.realpath, files.values()))) < len(files):
+            msg = f"each view of the report needs a file of its own; got {', '.join(map(str, files.values()))}"
+            raise ValueError(msg)
+        with suppress(AttributeError, OSError):  # on Linux: other processes of the user cannot read this one's memory
+            ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)
         plan = Plan(options.target, Options(**own))
     except TamperedError as error:
         print(f"wrong: {error}")

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from xaffine.testing import bounds
 from xaffine.testing._candidate import RaisedError
 from xaffine.testing._subject import TamperedError
-from xaffine.testing._timer import HungError
-from xaffine.testing._trial import Trial
+from xaffine.testing._timer import NoAnswerError
+from xaffine.testing._trial import GradientWithoutBiasError, Trial
 from xaffine.testing.cases import FEATURES, LAYOUTS, make_case
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ _FORMS: dict[str, tuple[tuple[int, ...], int | None]] = {
     "matrices": ((2, 3), None), "last-axis": ((2, 3, 4), -1), "tensors": ((2, 3, 4), None), "vectors": ((3,), None),
 }  # fmt: skip
 _OUTPUTS = 5
+_UNTRIED = "not tried after "
 _ALL_LAYOUTS = (*LAYOUTS, "broadcast")
 
 
@@ -86,7 +87,7 @@ def probed(subject: Subject, dtypes: tuple[str, ...], options: Options) -> Abili
     def refusal(dtype: str, shape: tuple[int, ...], k: int | None, m: int = _OUTPUTS, **more: Any) -> str | None:
         nonlocal hung
         if hung:
-            return f"not tried after {hung}"
+            return f"{_UNTRIED}{hung}"
         case = make_case(shape, m, seed=0, dtypes=dtype, n_batch_axes=k, **{"bias": bias, **more})
         try:
             with subject.limit(options.time_limit):
@@ -96,9 +97,11 @@ def probed(subject: Subject, dtypes: tuple[str, ...], options: Options) -> Abili
                     return f"y has the shape {y.shape}, not {case.dy.values.shape}"
                 if subject.facts.has_backward:
                     trial.gradients()
+        except GradientWithoutBiasError as error:
+            return str(error)
         except (KeyboardInterrupt, TamperedError):  # the first is the user's
             raise
-        except HungError as error:
+        except NoAnswerError as error:
             hung = str(error).partition("\n")[0]
         except RaisedError as error:
             return str(error).partition("\n")[0] if error.clean else None
@@ -121,10 +124,14 @@ def probed(subject: Subject, dtypes: tuple[str, ...], options: Options) -> Abili
         tried["matrices", dtypes[0]], taken = None, dtypes[:1]
     if not taken:
         why = tried["matrices", dtypes[0]]
-        msg = (
-            f"x (2, 3), W (3, 5), b (5,) and dy (2, 5) in {dtypes[0]} are refused: {why}. What is checked is called as "
-            f"layer = make(W, b), y = layer.forward(x), dx = layer.backward(dy), and leaves layer.dW and layer.db"
+        kind = subject.facts.adapter
+        called = (
+            "What is checked is called as layer = make(W, b), y = layer.forward(x), dx = layer.backward(dy), and "
+            "leaves layer.dW and layer.db"
+            if kind == "layer"
+            else f"It was taken for a {kind}; another adapter or backend may fit"
         )
+        msg = f"x (2, 3), W (3, 5), b (5,) and dy (2, 5) in {dtypes[0]} are refused: {why}. {called}"
         raise ValueError(msg)
     found: dict[str, str | None] = {form: tried[form, taken[0]] for form in _FORMS}
     base = next(form for form in _FORMS if found[form] is None)
@@ -139,11 +146,14 @@ def probed(subject: Subject, dtypes: tuple[str, ...], options: Options) -> Abili
     found["no-outputs"] = refusal(first, shape, k, m=0)
     layouts = {layout: refusal(first, shape, k, layouts=(layout,) * 4) for layout in LAYOUTS}
     layouts["broadcast"] = refusal(first, shape, k, layouts=("C", "C", "C", "broadcast"))
-    gaps = [f"{FEATURES[name]} ({why})" for name, why in found.items() if why is not None]
+    untried = [name for name, why in (found | layouts).items() if why is not None and why.startswith(_UNTRIED)]
+    gaps = [f"{FEATURES[n]} ({why})" for n, why in found.items() if why is not None and n not in untried]
     if not bias:
         gaps.append(f"a bias ({why_no_bias})")
-    gaps += [f"operands in the layout {name!r} ({why})" for name, why in layouts.items() if why is not None]
+    gaps += [f"operands in the layout {n!r} ({w})" for n, w in layouts.items() if w is not None and n not in untried]
     gaps += [f"dtype {dtype} ({tried[base, dtype]})" for dtype in dtypes if dtype not in taken]
+    if untried:
+        gaps.append(f"{', '.join(untried)} ({_UNTRIED}{hung})")
     accepted = tuple(name for name, why in layouts.items() if why is None)
     features = {name for name, why in found.items() if why is None}
     return Abilities(features, accepted or ("C",), taken, gaps, bias, bool(hung))

@@ -6,11 +6,13 @@ This runs in the process of the implementation, which is a process of its own wh
 from __future__ import annotations
 
 import copy
+import ctypes
 import mmap
 import os
 import sys
 from collections.abc import Callable, Collection
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -18,10 +20,10 @@ import numpy as np
 from xaffine import backends
 from xaffine.backends import backend_of
 from xaffine.backends.standard import is_known
-from xaffine.testing._lines import last_user_line
+from xaffine.testing._lines import last_user_line, printable
 from xaffine.testing._process import serve
 from xaffine.testing._target import TargetError, import_target
-from xaffine.testing._timer import HungError, time_limit
+from xaffine.testing._timer import NoAnswerError, time_limit
 from xaffine.testing.adapters import adapt, has_backward, takes_batch_axes
 from xaffine.testing.cases import viewed
 
@@ -32,7 +34,11 @@ if TYPE_CHECKING:
     from xaffine.testing._process import Channel
     from xaffine.testing.adapters import Make
 
-__all__ = ["Candidate", "Facts", "Placed", "RaisedError", "Returned", "prepare"]
+__all__ = ["LARGEST", "Candidate", "Facts", "Placed", "RaisedError", "Returned", "prepare"]
+
+
+_LONGEST = 4000  # characters of a message that are told
+LARGEST = 1 << 30  # bytes of a result that are read
 
 
 class RaisedError(AssertionError):
@@ -118,7 +124,8 @@ class Candidate:
         self.memory: dict[str, Array] = {}
         self.inputs = {name: self._operand_of(name, placed) for name, placed in self.placed.items()}
         options = {"n_batch_axes": n_batch_axes} if takes_batch_axes(self.make) else {}
-        self.layer = _call("making the layer", self.make, self.inputs["W"], self.inputs.get("b"), **options)
+        self._make = partial(self.make, **options)
+        self.layer = _call("making the layer", self._make, self.inputs["W"], self.inputs.get("b"))
         if not (callable(self._method("forward")) and callable(self._method("backward"))):
             msg = f"make(W, b) gave {_with_article(_kind(self.layer))}, not a layer with forward and backward"
             raise RaisedError(msg)
@@ -145,6 +152,17 @@ class Candidate:
         """Call backward likewise; dx."""
         dy = self._given(operand, fill, shape)
         return self._told("backward", _call("backward", lambda: self._method("backward")(dy)))
+
+    def _another(self) -> Returned:
+        """Make and use a second layer of the same shapes, as in a network, and go on with the first."""
+        first = self.layer
+        W, b, x, dy = (self._given(name, 7, None) if name in self.inputs else None for name in ("W", "b", "x", "dy"))
+        self.layer = _call("making a second layer", self._make, W, b)
+        _call("forward of a second layer", lambda: self._method("forward")(x))
+        if has_backward(self.make, self.backend, self.device):
+            _call("backward of a second layer", lambda: self._method("backward")(dy))
+        self.layer = first
+        return Returned("None")
 
     def _gradient(self, name: str) -> Returned:
         """dW or db."""
@@ -228,6 +246,9 @@ class Candidate:
         """A copy, once the device has computed it."""
         self.backend.wait(array)
         values = self.backend.to_numpy(array)
+        if values.nbytes > LARGEST:
+            msg = f"an array of shape {values.shape} is larger than any that is right"
+            raise ValueError(msg)
         return np.array(values, None if values.dtype.kind in "biufc" else np.float32, order="C")  # bfloat16 as float32
 
 
@@ -244,7 +265,11 @@ def _call(what: str, function: Callable[..., Any], *arguments: Any, **options: A
     try:
         return function(*arguments, **options)
     except (Exception, SystemExit) as error:
-        msg = f"{what} raised {type(error).__name__}: {error}\n  {last_user_line(error)}"
+        try:
+            text = str(error)
+        except Exception as another:  # which its class may raise
+            text = f"no text, since its str() raises {type(another).__name__}"
+        msg = printable(f"{what} raised {type(error).__name__}: {text[:_LONGEST]}\n  {last_user_line(error)}")
         raise RaisedError(msg, clean=isinstance(error, Exception)) from error
 
 
@@ -298,16 +323,13 @@ class _Memory:
 
 
 def _fingerprint() -> dict[tuple[Any, str], Any]:
-    """What this process is made of: the functions of the verifier, of the backends, of the clock and of NumPy."""
+    """What stands beside the implementation: the functions of the verifier and of the backends."""
     found: dict[tuple[Any, str], Any] = {}
     for name, module in list(sys.modules.items()):
-        if name.startswith(("xaffine.testing", "xaffine.backends")) or name in _TRUSTED:
+        if name.startswith(("xaffine.testing", "xaffine.backends", "__main__")):
             owners = [module, *(each for each in vars(module).values() if isinstance(each, type))]
             found |= {(o, key): value for o in owners for key, value in vars(o).items() if callable(value)}
     return found
-
-
-_TRUSTED = ("__main__", "json", "mmap", "numpy", "os", "signal", "time")
 
 
 def _replaced(trusted: dict[tuple[Any, str], Any]) -> str | None:
@@ -320,6 +342,8 @@ def _replaced(trusted: dict[tuple[Any, str], Any]) -> str | None:
 
 def _work(channel: Channel, *, target: str, file: int, **how: Any) -> None:
     """Answer the requests of the judge."""
+    with suppress(AttributeError, OSError):  # on Linux: nothing of it outlives its judge
+        ctypes.CDLL(None).prctl(1, 9, 0, 0, 0)
     trusted = _fingerprint()
     try:
         candidate, facts = prepare(import_target(target), **how)
@@ -340,7 +364,7 @@ def _work(channel: Channel, *, target: str, file: int, **how: Any) -> None:
                     answer["returned"].append(told)
         except RaisedError as error:
             answer |= {"raised": str(error), "clean": error.clean, "usable": candidate.is_usable()}
-        except HungError as error:
+        except NoAnswerError as error:
             answer["hung"] = str(error)
         if request["last"]:
             answer["replaced"] = _replaced(trusted)

@@ -40,7 +40,10 @@ def diagnose(subject: Subject, case: Case, seconds: float) -> str | None:
             raise
         except BaseException:  # noqa: S112 - its message says what is wrong
             continue
-        if any(array.shape != each.owed[name][0] for name, array in first.items()):
+        if any(
+            array.shape != each.owed[name][0] or np.iscomplexobj(array) != each.owed[name][1].startswith("complex")
+            for name, array in first.items()
+        ):
             return None  # likewise
         causes = dict.fromkeys(_causes(each, first, again))
         if causes:  # else the mistake does not show on this case
@@ -108,9 +111,7 @@ def _mistakes(name: str, got: Any, right: Any, x: Any, W: Any, b: Any, dy: Any) 
             ("db is the last row of dy, not the sum of all", lambda: dy[-1]),
         ],
     }
-    yield from (
-        text for text, wrong in known[name] if b is not None or "b " not in text if np.array_equal(got, wrong())
-    )
+    yield from (text for text, wrong in known[name] if np.array_equal(got, wrong()))
     if N > 1 and name != "y" and np.array_equal(np.rint(got * N), right):
         yield f"{name} is the mean over the batch, not the sum" if name != "dx" else "dx is divided by the batch size"
     yield from _cut(name, got, right, x, dy)

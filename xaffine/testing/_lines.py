@@ -7,7 +7,13 @@ import sysconfig
 import traceback
 from pathlib import Path
 
-__all__ = ["last_line_of", "last_user_line"]
+__all__ = ["last_line_of", "last_user_line", "printable"]
+
+
+def printable(text: str) -> str:
+    """A text without what moves the cursor of a terminal, ends an XML document, or has no encoding."""
+    return "".join(each if each.isprintable() or each in "\n\t" else "�" for each in text)
+
 
 _FOLDERS = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
 _LIBRARIES = tuple(f"{folder}{os.sep}" for folder in [str(Path(__file__).parents[1]), *_FOLDERS])

@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from xaffine.testing._lines import printable
 from xaffine.testing._target import TargetError
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ class Worker:
             if not line:
                 end = _describe_end(self._process.wait(timeout=seconds))
                 self.close()
-                last_line = (self._errors.decode(errors="replace").strip().splitlines() or [""])[-1]
+                last_line = printable((self._errors.decode(errors="replace").strip().splitlines() or [""])[-1])
                 raise WorkerError(f"{end}\n  {last_line}" if last_line else end)
         except (queue.Empty, subprocess.TimeoutExpired):
             msg = f"no sign of life for {seconds:g} s"
@@ -127,7 +128,7 @@ class Worker:
         if start != self._key:
             msg = f"something in it wrote to the pipe of its events: {line[:60]!r}"
             raise WorkerError(msg, tampered=True)
-        event: dict[str, Any] = json.loads(text)
+        event: dict[str, Any] = _cleaned(json.loads(text))
         if event["event"] not in ("done", "cannot"):
             return event
         # How it ends afterwards, in its threads or at exit, says nothing about what it found.
@@ -147,6 +148,15 @@ class Worker:
             self._process.stdin.close()  # type: ignore[union-attr]
         for reader in self._readers:
             reader.join(_DRAIN_SECONDS)  # a process that left the group may hold the pipes for ever
+
+
+def _cleaned(value: Any) -> Any:
+    """What came from another process, with texts that can be printed."""
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, dict):
+        return {key: _cleaned(each) for key, each in value.items()}
+    return [_cleaned(each) for each in value] if isinstance(value, list) else value
 
 
 def run_worker(
@@ -202,6 +212,7 @@ class Channel:
     """In a worker: call it to emit an event with facts, and iterate for the requests that come."""
 
     def __init__(self) -> None:
+        self._pid = os.getpid()
         self._requests = os.fdopen(os.dup(0), "rb")
         self._key = self._requests.readline().decode().strip()
         self._events = os.fdopen(os.dup(1), "w")
@@ -210,6 +221,8 @@ class Channel:
         os.dup2(2, 1)  # whatever else is printed goes to standard error
 
     def __call__(self, event: str, **facts: Any) -> None:
+        if os.getpid() != self._pid:  # a child of what is checked, which came back to us
+            os._exit(0)
         print(self._key, json.dumps({"event": event, **facts}), file=self._events, flush=True)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:

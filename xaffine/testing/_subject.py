@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xaffine.testing._candidate import Candidate, Facts, Placed, RaisedError, Returned, prepare
+from xaffine.testing._candidate import LARGEST, Candidate, Facts, Placed, RaisedError, Returned, prepare
 from xaffine.testing._process import Worker, WorkerError
 from xaffine.testing._target import TargetError
-from xaffine.testing._timer import HungError, time_limit
+from xaffine.testing._timer import NoAnswerError, time_limit
 from xaffine.testing.adapters import has_backward, takes_batch_axes
 
 if TYPE_CHECKING:
@@ -31,14 +31,13 @@ __all__ = ["BrokenError", "InProcess", "Isolated", "Subject", "TamperedError", "
 
 _GRACE = 1.0  # seconds beyond the time limit, in which the process can still report by itself what hung
 _START = 60.0  # seconds that the process may take to import what it checks, if the time limit is shorter
-_LARGEST = 1 << 30  # bytes of a result that are read
 
 
-class TamperedError(HungError):
+class TamperedError(NoAnswerError):
     """Something in the process of the implementation meddled with what belongs to the judge."""
 
 
-class BrokenError(HungError):
+class BrokenError(NoAnswerError):
     """The implementation left its device unusable: wrong, and nothing more can be learned in that process."""
 
 
@@ -46,9 +45,8 @@ class Subject(ABC):
     """An implementation, to which operands are handed in memory that the judge reads."""
 
     facts: Facts
-    make: Any
-    """What a property is called with, with the next two."""
     backend: Backend | None = None
+    """Where it is in this process; with the next one and itself what a property is called with."""
     device: Any = None
 
     @abstractmethod
@@ -97,7 +95,7 @@ class InProcess(Subject):
     """An implementation in this process, which it can do anything to."""
 
     def __init__(self, candidate: Candidate, facts: Facts) -> None:
-        self.make, self.backend, self.device = candidate.make, candidate.backend, candidate.device
+        self.backend, self.device = candidate.backend, candidate.device
         self.facts, self._candidate = facts, candidate
         self._memory: dict[int, np.ndarray] = {}
 
@@ -116,6 +114,10 @@ class InProcess(Subject):
             None,
         )
         return cls(Candidate(make, backend, device), facts)
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        """Make a layer, as a property of the user's own does."""
+        return self._candidate.make(*arguments, **options)
 
     def perform(self, *steps: Any) -> list[Returned]:
         return list(self._candidate.perform(steps, lambda placed: self._memory[placed.start]))
@@ -141,7 +143,6 @@ class Isolated(Subject):
     """
 
     def __init__(self, target: str, options: Options) -> None:
-        self.make = self
         how = {"backend": options.backend, "adapter": options.adapter, "device": options.device, "tf32": options.tf32}
         self._file = _nameless_file()
         self._arguments = {"target": target, "file": self._file, **how}
@@ -149,10 +150,11 @@ class Isolated(Subject):
         self._worker: Worker | None = None
         try:
             self._start()
-        except TamperedError:
+        except BaseException as error:
+            self.close()
+            if isinstance(error, NoAnswerError) and not isinstance(error, TamperedError):
+                raise TargetError(str(error)) from error
             raise
-        except HungError as error:
-            raise TargetError(str(error)) from error
 
     def _start(self) -> Worker:
         """Start its process."""
@@ -174,11 +176,11 @@ class Isolated(Subject):
             if error.tampered:
                 raise TamperedError(str(error)) from error
             msg = f"no answer within {seconds:g} s, and none to an interrupt" if error.timed_out else str(error)
-            raise HungError(msg) from error
+            raise NoAnswerError(msg) from error
         if event is None:
             self._stop()
             msg = "its process ended"
-            raise HungError(msg)
+            raise NoAnswerError(msg)
         return event
 
     def perform(self, *steps: Any, last: bool = False) -> list[Returned]:
@@ -205,14 +207,14 @@ class Isolated(Subject):
         if "hung" in answer:
             line = str(answer["hung"]).partition("\n")[2]
             msg = f"no answer within {self._seconds:g} s\n{line}"
-            raise HungError(msg)
+            raise NoAnswerError(msg)
         returned, position = [], self._end
         for told in answer["returned"]:
             result = Returned(**told)
             if told["values"] is not None:
                 dtype, shape = np.dtype(told["values"][0]), tuple(map(int, told["values"][1]))
                 size = math.prod(shape)
-                if dtype.kind not in "biufc" or min(shape, default=0) < 0 or size * dtype.itemsize > _LARGEST:
+                if dtype.kind not in "biufc" or min(shape, default=0) < 0 or size * dtype.itemsize > LARGEST:
                     msg = f"a result of dtype {dtype} and shape {shape}"
                     raise ValueError(msg)
                 values = np.frombuffer(os.pread(self._file, size * dtype.itemsize, position), dtype).reshape(shape)
@@ -252,7 +254,9 @@ class Isolated(Subject):
 
     def close(self) -> None:
         self._stop()
-        os.close(self._file)
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
 
 
 def _nameless_file() -> int:

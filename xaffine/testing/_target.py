@@ -13,7 +13,7 @@ from xaffine.testing._lines import last_user_line
 __all__ = ["TargetError", "import_target"]
 
 
-class TargetError(Exception):
+class TargetError(ValueError):
     """A target names nothing that can be imported, or what it names does not work."""
 
 

@@ -14,13 +14,13 @@ from xaffine.testing._lines import last_line_of
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["LONGEST", "HungError", "time_limit"]
+__all__ = ["LONGEST", "NoAnswerError", "time_limit"]
 
 LONGEST = 1e6  # seconds; what a timer of any operating system can take
 
 
-class HungError(BaseException):
-    """No Exception: neither the implementation nor Hypothesis, which would try it again and again, is to catch it."""
+class NoAnswerError(BaseException):
+    """It hung, or its process ended; no Exception: neither it nor Hypothesis, which would try again, is to catch it."""
 
 
 @contextmanager
@@ -30,13 +30,13 @@ def time_limit(seconds: float) -> Iterator[None]:
         yield
         return
 
-    hung: HungError | None = None
+    hung: NoAnswerError | None = None
 
     def interrupt(_: int, frame: Any) -> None:
         nonlocal hung
         line = last_line_of(traceback.extract_stack(frame))
         msg = f"no answer within {seconds:g} s\n  {line}"
-        hung = HungError(msg)
+        hung = NoAnswerError(msg)
         raise hung
 
     start = time.monotonic()

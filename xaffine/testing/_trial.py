@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from xaffine.testing.cases import Case, Exact
 
 __all__ = [
-    "RejectionError", "Trial", "full_like", "in_numpy", "require", "require_equal", "require_within", "run",
-    "run_forward",
+    "GradientWithoutBiasError", "RejectionError", "Trial", "full_like", "in_numpy", "require", "require_equal",
+    "require_within", "run", "run_forward",
 ]  # fmt: skip
 
 
@@ -27,6 +27,10 @@ class RejectionError(AssertionError):
     def __init__(self, message: str, operands: dict[str, np.ndarray]) -> None:
         super().__init__(message)
         self.operands = operands
+
+
+class GradientWithoutBiasError(AssertionError):
+    """There is a db, and no b."""
 
 
 class Trial:
@@ -69,7 +73,9 @@ class Trial:
         returned = self.take(*calls, ("gradient", "dW"), ("gradient", "db"))
         if self.case.b is None:
             db = returned.pop()
-            require(db.kind == "None", f"db is not None without a bias, but a {db.kind}")
+            if db.kind != "None":
+                msg = f"db is not None without a bias, but a {db.kind}"
+                raise GradientWithoutBiasError(msg)
         sources = [*(method for method, _ in calls), "dW", "db"][: len(returned)]
         names = {"forward": "y", "backward": "dx"}
         return {names.get(name, name): result for name, result in self._own(returned, sources).items()}

@@ -63,6 +63,8 @@ class Options:
 
     Raises
     ------
+    TypeError
+        ``properties`` is a text.
     ValueError
         ``max_examples``, ``large`` or ``time_limit`` is out of range, or there is no property or tier of a name.
 
@@ -97,6 +99,9 @@ class Options:
                 f"they are {self.max_examples}, {self.large} and {self.time_limit}"
             )
             raise ValueError(msg)
+        if isinstance(self.properties, str):
+            msg = f"properties is a sequence of properties or names, such as [{self.properties!r}], and came as a text"
+            raise TypeError(msg)
         known = dict.fromkeys([*(prop.tier for prop in PROPERTIES), *(prop.name for prop in PROPERTIES)])
         if unknown := [name for name in self.properties if isinstance(name, str) and name not in known]:
             msg = f"no property and no tier is called {' or '.join(map(repr, unknown))}; there are {', '.join(known)}"

@@ -244,11 +244,13 @@ class Report:
             text = f"{cases:,} cases of {len(done)} properties hold"
             if NO_BACKWARD in self.gaps:
                 text += "; of y alone: it has no backward"
+            gaps = len(self.gaps) - (NO_BACKWARD in self.gaps)
+            text += f"; {gaps} {'gap' if gaps == 1 else 'gaps'} above" if gaps else ""
             return f"{text}; bad manners: {', '.join(manners)}" if manners else text
         number = len(self.results) + sum(gap.endswith(UNREACHED) for gap in self.gaps)
         mistrusted = [result.part.label for result in self.results if result.verdict == "MISTRUSTED"]
         hung = next((result.cause for result in self.results if result.verdict == "not finished"), None)
-        why = f"no case of {' and '.join(mistrusted)} could show a fault" if mistrusted else self.why or hung
+        why = f"no case of {' and '.join(mistrusted)} could show a fault" if mistrusted else hung or self.why
         return f"{len(done) + len(manners)} of {number} properties have a verdict; {why}"
 
     @property

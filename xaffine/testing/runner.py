@@ -15,7 +15,7 @@ from xaffine.testing._abilities import declared, probed
 from xaffine.testing._diagnoses import diagnose
 from xaffine.testing._progress import progress_lines
 from xaffine.testing._subject import BrokenError, Isolated, TamperedError, subject_of
-from xaffine.testing._timer import HungError
+from xaffine.testing._timer import NoAnswerError
 from xaffine.testing._trial import RejectionError
 from xaffine.testing.options import Options
 from xaffine.testing.report import NO_BACKWARD, UNREACHED, Part, PropertyError, Report, Result
@@ -51,6 +51,8 @@ class Plan:
         except ImportError as error:
             msg = 'the verifier draws its cases with Hypothesis; to get it: pip install "xaffine[testing]"'
             raise ModuleNotFoundError(msg, name="hypothesis") from error
+        from xaffine.testing import strategies  # noqa: F401 - loaded before anything of the implementation runs
+
         self.given, self.options = make, options
         self.seed = secrets.randbits(32) if options.seed is None else options.seed
         self.subject = subject_of(make, options)
@@ -83,6 +85,9 @@ class Plan:
         self.other_dtypes = tuple(dtype for dtype in facts.dtypes if dtype not in wanted)
         self.gaps = tuple(gaps)
         testable = [p for p in options.chosen if (floating if p.values == "floats" else self.dtypes)]
+        if not self.abilities.features & {"matrices", "tensors", "last-axis"}:
+            testable = [prop for prop in testable if prop.of_vectors]
+            self.gaps += ("batches",)
         if not facts.has_backward:
             testable = [prop for prop in testable if prop.of_forward]
             self.gaps += (NO_BACKWARD,)
@@ -170,7 +175,7 @@ class Plan:
                 latest = case
             try:
                 with subject.limit(self.options.time_limit):
-                    error = part.prop.check(subject.make, case, subject.backend, subject.device)
+                    error = part.prop.check(subject, case, subject.backend, subject.device)
             except BaseException as exception:
                 latest, failed, raised = case, True, f"{type(exception).__name__}: {exception}"
                 rejected = exception.operands if isinstance(exception, RejectionError) else {}
@@ -192,7 +197,7 @@ class Plan:
             reason, verdict = str(error), "TAMPERED"
         except BrokenError as error:
             reason, cause = str(error), "the device is unusable after it"
-        except HungError as error:
+        except NoAnswerError as error:
             reason, verdict = str(error), "not finished"
         except hypothesis.errors.FlakyFailure as error:
             first = error.exceptions[0] if error.exceptions else error
@@ -321,9 +326,11 @@ def property_tests(make: Make, options: Options = Options(seed=0), **changes: An
     @pytest.mark.parametrize("prop", properties, ids=[prop.name for prop in properties])
     def test(prop: Property) -> None:
         try:
-            check_affine(make, replace(options, properties=[prop]))
+            report = check_affine(make, replace(options, properties=[prop]))
         except NothingLeftError as error:
             pytest.skip(str(error))
+        if report.verdict != "right":
+            pytest.fail(report.conclusion)
 
     return test
 

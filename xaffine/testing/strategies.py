@@ -174,7 +174,7 @@ def large_cases(
 
 
 def long_cases(dtypes: Sequence[str], supports: Collection[str], *, bias: bool = True) -> list[Case]:
-    """Cases that have each axis as long as `large_cases` draws it: few random ones all do.
+    """Cases that have each axis as long as `large_cases` draws it, and one with three of medium length: few drawn do.
 
     Parameters
     ----------
@@ -186,17 +186,18 @@ def long_cases(dtypes: Sequence[str], supports: Collection[str], *, bias: bool =
     Returns
     -------
     list of Case
-        One for N, one for n, and one for m.
+        One of medium length, one for N, one for n, and one for m.
 
     Examples
     --------
     >>> [(case.N, *case.W.values.shape) for case in long_cases(["float16", "float32"], {"matrices"})]
-    [(65537, 3, 3), (3, 65537, 3), (3, 3, 65537)]
+    [(129, 130, 131), (65537, 3, 3), (3, 65537, 3), (3, 3, 65537)]
     """
     limit, dtype = max((largest_extent([dtype], "units"), dtype) for dtype in dtypes)
     long = max(extent for extent in _EDGES if extent <= limit)
     long_cases = []
-    for N, n, m in ((long, 3, 3), (3, long, 3), (3, 3, long)):
+    medium = [min(extent, limit) for extent in (129, 130, 131)]
+    for N, n, m in (medium, (long, 3, 3), (3, long, 3), (3, 3, long)):
         x_shape, k = _large_form(N, n, supports)
         long_cases.append(make_case(x_shape, m, seed=0, values="units", dtypes=dtype, n_batch_axes=k, bias=bias))
     return long_cases
