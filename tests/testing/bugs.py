@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import math
 from collections.abc import Callable
@@ -315,6 +316,46 @@ class ReturnsAViewOfASingleRow(Plain):
 # The layer's life: what it keeps between calls, and what a rejected call leaves behind.
 
 
+class SharesXAmongLayers(Plain):
+    def forward(self, x: Any) -> Any:
+        y = super().forward(x)
+        type(self).x = self.x
+        del self.x
+        return y
+
+
+class SharesWeightsAmongLayers(Plain):
+    def __init__(self, W: Any, b: Any) -> None:
+        type(self).weights, type(self).bias = W, b
+
+
+class TiresOfBackward(Plain):
+    """Is right three times."""
+
+    calls = 0
+
+    def backward(self, dy: Any) -> Any:
+        self.calls += 1
+        return super().backward(dy) * (self.calls < 5)
+
+
+class WritesBesideX(Plain):
+    """Writes one element past the end of an x in C order."""
+
+    def forward(self, x: Any) -> Any:
+        if x.flags.c_contiguous and x.flags.writeable and x.size:
+            ctypes.memset(x.ctypes.data + x.nbytes, 1, x.itemsize)
+        return super().forward(x)
+
+
+class IsWrongInTheLastOfManyTiles(Plain):
+    def product(self, a: Any, b: Any) -> Any:
+        product = super().product(a, b)
+        if min(*a.shape, *b.shape) > 128:
+            product[-1, -1] += 1
+        return product
+
+
 class KeepsTheFirstX(Plain):
     def forward(self, x: Any) -> Any:
         y, rows = super().forward(x), self.x
@@ -505,6 +546,11 @@ BUGS = [
     Bug(WritesToDy, "inputs_are_left_alone", r"dy\["),
     Bug(ReusesItsBuffer, "results_are_fresh", r"after a later call, the earlier y\["),
     Bug(ReturnsAViewOfASingleRow, "results_are_fresh", r"after a write to the inputs, db\["),
+    Bug(SharesXAmongLayers, "backward_belongs_to_latest_forward", r"dW\["),
+    Bug(SharesWeightsAmongLayers, "backward_belongs_to_latest_forward", r"dx\["),
+    Bug(TiresOfBackward, "backward_belongs_to_latest_forward", r"dx\["),
+    Bug(WritesBesideX, "inputs_are_left_alone", "what lies beside x in memory was written to"),
+    Bug(IsWrongInTheLastOfManyTiles, "forward_is_exact", r"y\[128, 130\] is", options={"large": 5}),
     Bug(KeepsTheFirstX, "backward_belongs_to_latest_forward", r"dW\["),
     Bug(AccumulatesDW, "results_are_fresh", r"dW\[", ("backward_belongs_to_latest_forward",)),
     Bug(ReadsWAfterwards, "rebound_parameters_are_not_seen", r"dx\["),

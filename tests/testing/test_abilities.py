@@ -14,7 +14,7 @@ import pytest
 from tests.testing.bugs import Plain
 from tests.testing.test_diagnoses import textbook
 from xaffine import AffineLayer
-from xaffine.testing import Options, Property, PropertyError, check_affine, from_functions
+from xaffine.testing import Options, Property, PropertyError, check_affine, from_functions, property_tests
 from xaffine.testing.cases import FEATURES
 from xaffine.testing.runner import Plan
 
@@ -285,3 +285,73 @@ def test_layer_that_never_has_a_bias_is_judged_without() -> None:
     report = check_affine(NoBias, seed=0, max_examples=20)
     assert report.verdict == "right"
     assert "a bias (making the layer raised ValueError: no bias)" in report.gaps
+
+
+def test_layer_of_single_samples_is_right_without_what_needs_a_batch() -> None:
+    class Sample:
+        def __init__(self, W: Any, b: Any) -> None:
+            self.W, self.b = W, b
+
+        def forward(self, x: Any) -> Any:
+            if x.ndim != 1:
+                raise ValueError(x.shape)
+            self.x = x
+            return x @ self.W + self.b
+
+        def backward(self, dy: Any) -> Any:
+            if dy.ndim != 1:
+                raise ValueError(dy.shape)
+            self.dW, self.db = np.outer(self.x, dy), dy.copy()
+            return self.W @ dy
+
+    report = check_affine(Sample, seed=0, max_examples=20)
+    assert report.verdict == "right"
+    assert "batches" in report.gaps
+    assert {"batch_is_the_sum_of_its_parts", "permuted_rows_permute_results"}.isdisjoint(
+        result.part.prop.name for result in report.results
+    )
+
+
+def test_db_without_a_bias_is_a_gap_and_hides_nothing() -> None:
+    def layer(gradient: Any) -> Any:
+        class Always(textbook()):  # type: ignore[misc]
+            def forward(self, x: Any) -> Any:
+                b, self.b = self.b, 0 if self.b is None else self.b
+                y = super().forward(x)
+                self.b = b
+                return y
+
+            def backward(self, dy: Any) -> Any:
+                dx = super().backward(dy)
+                self.db = gradient(dy)
+                return dx
+
+        return Always
+
+    report = check_affine(layer(lambda dy: dy.sum(0)), seed=0, max_examples=20)
+    assert report.verdict == "right"
+    assert "b = None (db is not None without a bias, but a numpy.ndarray)" in report.gaps
+    with pytest.raises(PropertyError) as caught:
+        check_affine(layer(lambda dy: dy.mean(0)), seed=0)
+    assert caught.value.cause == "db is the mean over the batch, not the sum"
+
+
+def test_results_of_another_kind_are_told_whatever_else_is_wrong() -> None:
+    class ComplexY(Plain):
+        def forward(self, x: Any) -> Any:
+            return super().forward(x) + 0j
+
+    class ComplexDW(Plain):
+        def gradient_of_W(self, x: Any, dy: Any) -> Any:
+            return super().gradient_of_W(x, dy) + 0j
+
+    for wrong in (ComplexY, ComplexDW):
+        with pytest.raises(PropertyError, match=r"has dtype complex\d+, of the wrong kind"):
+            check_affine(wrong, seed=0, max_examples=20)
+
+
+def test_property_that_could_show_nothing_is_no_passed_test() -> None:
+    nothing = Property("exact", "integers", lambda *_: None)
+    test = property_tests(Plain, Options(seed=0, max_examples=5, properties=[nothing]))
+    with pytest.raises(pytest.fail.Exception, match="no case of <lambda> could show a fault"):
+        test(nothing)

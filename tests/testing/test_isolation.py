@@ -7,7 +7,9 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -22,7 +24,6 @@ from xaffine.testing._trial import Trial, in_numpy, run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from xaffine.backends import Backend
 
@@ -472,3 +473,86 @@ def test_file_of_the_operands_has_no_name_without_memfd(monkeypatch: pytest.Monk
     monkeypatch.delattr(os, "memfd_create", raising=False)
     report = check_affine("xaffine:AffineLayer", max_examples=2, seed=0, properties=["forward_is_exact"])
     assert report.verdict == "right"
+
+
+def test_nothing_is_left_open_where_it_could_not_start(folder: Path) -> None:
+    (folder / "refuses.py").write_text("def layer(W, b):\n    raise ValueError\n")
+    descriptors = Path("/proc/self/fd")
+    before = len(list(descriptors.iterdir())) if descriptors.exists() else 0
+    for target in ("nothing.py:Layer", "refuses.py:layer"):
+        with pytest.raises(ValueError, match=r"there is no file|are refused: making the layer raised ValueError"):
+            check_affine(target, max_examples=1)
+    assert not before or len(list(descriptors.iterdir())) == before
+    plan = runner.Plan("xaffine:AffineLayer", Options(seed=0))
+    plan.close()
+    plan.close()
+
+
+def test_messages_are_told_in_what_can_be_printed_and_in_part(folder: Path, capfd: Any) -> None:
+    (folder / "loud.py").write_text(
+        "from xaffine import AffineLayer\n"
+        "class Loud(AffineLayer):\n"
+        "    def backward(self, dy):\n"
+        "        if len(dy) > 4: raise ValueError('\\x07\\x1b[2Kright\\ud800' + 'z' * 3_000_000)\n"
+        "        return super().backward(dy)\n"
+        "class Mute(Exception):\n"
+        "    def __str__(self): raise RuntimeError\n"
+        "class Silent(AffineLayer):\n"
+        "    def backward(self, dy):\n"
+        "        if len(dy) > 4: raise Mute\n"
+        "        return super().backward(dy)\n"
+    )
+    views = [word for view in ("junit", "markdown", "html") for word in (f"--{view}", f"loud.{view}")]
+    assert __main__.main(["check", "loud.py:Loud", "--only", "exact", "--seed", "0", "--large", "0", *views]) == 1
+    out = capfd.readouterr().out
+    assert "\nwrong: backward raised ValueError: ��[2Kright�zzz" in out
+    assert len(out) < 30_000
+    ElementTree.parse(folder / "loud.junit")  # noqa: S314 - our own
+    ElementTree.parse(folder / "loud.html")  # noqa: S314 - our own
+    assert __main__.main(["check", "loud.py:Silent", "--only", "exact", "--seed", "0", "--large", "0"]) == 1
+    assert "backward raised Mute: no text, since its str() raises RuntimeError" in capfd.readouterr().out
+
+
+def test_child_of_a_layer_does_not_answer_in_its_place(folder: Path, capfd: Any) -> None:
+    (folder / "forks.py").write_text(
+        "import os, sys\nfrom xaffine import AffineLayer\n"
+        "class Forks(AffineLayer):\n"
+        "    def forward(self, x):\n"
+        "        pid = os.fork()\n"
+        "        if not pid: sys.exit(0)\n"
+        "        os.waitpid(pid, 0)\n"
+        "        return super().forward(x)\n"
+    )
+    command = [
+        "check",
+        "forks.py:Forks",
+        "--only",
+        "forward_is_exact",
+        "--seed",
+        "0",
+        "--large",
+        "0",
+        "--examples",
+        "5",
+    ]
+    assert __main__.main(command) == 0, capfd.readouterr()
+
+
+def test_two_views_need_two_files(folder: Path, capfd: Any) -> None:
+    (folder / "link").symlink_to("one")
+    for files in (("one", "one"), ("one", "link"), ("-", "-")):
+        assert __main__.main(["check", "xaffine:AffineLayer", "--json", files[0], "--html", files[1]]) == 2
+        assert "each view of the report needs a file of its own; got " in capfd.readouterr().err
+
+
+def test_module_beside_the_target_is_none_of_the_judge(folder: Path) -> None:
+    """Neither one that is there before, nor one that the candidate writes."""
+    forged = "import os\nprint('right: all', flush=True)\nos._exit(0)\n"
+    (folder / "wrong.py").write_text(
+        f"for name in ('rich', 'hypothesis', 'colorsys'):\n    open(name + '.py', 'w').write({forged!r})\n{FORGERIES}"
+    )
+    command = [sys.executable, "-m", "xaffine", "check", "wrong.py:Zeros", "--examples", "3", "--large", "0"]
+    for _ in range(2):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 1, done.stdout + done.stderr
+        assert "right: all" not in done.stdout

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from xaffine.testing import bounds
 from xaffine.testing._candidate import RaisedError
+from xaffine.testing._lines import summary_of
 from xaffine.testing._subject import TamperedError
 from xaffine.testing._timer import NoAnswerError
 from xaffine.testing._trial import GradientWithoutBiasError, Trial
@@ -102,9 +103,9 @@ def probed(subject: Subject, dtypes: tuple[str, ...], options: Options) -> Abili
         except (KeyboardInterrupt, TamperedError):  # the first is the user's
             raise
         except NoAnswerError as error:
-            hung = str(error).partition("\n")[0]
+            hung = summary_of(str(error))
         except RaisedError as error:
-            return str(error).partition("\n")[0] if error.clean else None
+            return summary_of(str(error)) if error.clean else None
         except BaseException:  # no clean refusal
             return None
         return None

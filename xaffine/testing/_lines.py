@@ -7,7 +7,7 @@ import sysconfig
 import traceback
 from pathlib import Path
 
-__all__ = ["last_line_of", "last_user_line", "printable"]
+__all__ = ["last_line_of", "last_user_line", "printable", "summary_of"]
 
 
 def printable(text: str) -> str:
@@ -17,6 +17,12 @@ def printable(text: str) -> str:
 
 _FOLDERS = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
 _LIBRARIES = tuple(f"{folder}{os.sep}" for folder in [str(Path(__file__).parents[1]), *_FOLDERS])
+
+
+def summary_of(text: str) -> str:
+    """The first line of a text, as far as it is read."""
+    line = text.partition("\n")[0]
+    return line if len(line) <= 300 else f"{line[:299]}…"
 
 
 def last_user_line(error: BaseException) -> str:

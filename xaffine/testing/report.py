@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from xaffine.testing._lines import summary_of
+
 if TYPE_CHECKING:
     from xaffine.testing.cases import Case
     from xaffine.testing.checks import Property
@@ -129,7 +131,7 @@ class Result:
     @property
     def cause(self) -> str:
         """What went wrong in one line: the mistake in words, or what came out; empty where nothing did."""
-        return "" if self.failure is None else self.failure.cause or self.failure.reason.partition("\n")[0]
+        return "" if self.failure is None else self.failure.cause or summary_of(self.failure.reason)
 
     def to_dict(self) -> dict[str, Any]:
         """The result as JSON has it.

@@ -203,7 +203,7 @@ class Plan:
             first = error.exceptions[0] if error.exceptions else error
             reason = f"{first}\n\nThe same case came out differently when it was run again."
         except BaseException as error:
-            reason = str(error) if type(error) is AssertionError else f"{type(error).__name__}: {error}"
+            reason = str(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"
         if reason is None and failed:
             reason = f"{raised}\n\nHypothesis takes this for a case to pass over; here it is a failure."
         failure = None
