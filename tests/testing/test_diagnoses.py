@@ -194,7 +194,7 @@ def test_cause_of_a_failure_of_other_kinds_is_its_reason() -> None:
     ],
 )
 def test_what_is_wrong_on_long_axes_alone_is_found_with_any_seed(faults: Any, cause: str | None, seed: int) -> None:
-    options = Options(seed=seed, max_examples=1, large=4, properties=["exact"], dtype=["float16", "float32"])
+    options = Options(seed=seed, max_examples=1, large=5, properties=["exact"], dtype=["float16", "float32"])
     with pytest.raises(PropertyError) as caught:
         check_affine(textbook(**faults), options)
     assert caught.value.cause == cause
