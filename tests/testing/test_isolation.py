@@ -269,7 +269,7 @@ def test_right_with_the_right_to_a_verdict(folder: Path, capfd: Any) -> None:
 
 def test_right_layer_in_a_process_of_its_own(backend: Backend, device: Any) -> None:
     fast = backend.name in ("numpy", "torch", "cupy")
-    options: Any = {"backend": backend.name, "device": None if device is None else str(device), "seed": 0}
+    options: Any = {"backend": backend.name, "device": device, "seed": 0}
     options |= {"max_examples": 20} if fast else {"max_examples": 4, "properties": ["exact", "inputs_are_left_alone"]}
     report = check_affine("xaffine:AffineLayer", **options)
     assert (report.verdict, report.isolated) == ("right", True)

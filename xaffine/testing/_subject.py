@@ -143,7 +143,8 @@ class Isolated(Subject):
     """
 
     def __init__(self, target: str, options: Options) -> None:
-        how = {"backend": options.backend, "adapter": options.adapter, "device": options.device, "tf32": options.tf32}
+        device = None if options.device is None else str(options.device).strip("<>")
+        how = {"backend": options.backend, "adapter": options.adapter, "device": device, "tf32": options.tf32}
         self._file = _nameless_file()
         self._arguments = {"target": target, "file": self._file, **how}
         self._seconds, self._number, self._end = options.time_limit, 0, 0

@@ -220,8 +220,14 @@ class Report:
         """One of "right", "wrong" and "not finished"."""
         if self.wrong:
             return "wrong"
-        unfinished = self.why or any(r.verdict in ("not finished", "MISTRUSTED") for r in self.results)
-        return "not finished" if unfinished else "right"
+        hung = any(result.verdict == "not finished" for result in self.results)
+        return "not finished" if hung or self.why or self._told_nothing else "right"
+
+    @property
+    def _told_nothing(self) -> list[str]:
+        """The properties of which no case could show a fault, and that count."""
+        told_nothing = [result.part for result in self.results if result.verdict == "MISTRUSTED"]
+        return [part.label for part in told_nothing if self.strict or part.prop.tier != "manners"]
 
     @property
     def wrong(self) -> list[Result]:
@@ -250,9 +256,9 @@ class Report:
             text += f"; {gaps} {'gap' if gaps == 1 else 'gaps'} above" if gaps else ""
             return f"{text}; bad manners: {', '.join(manners)}" if manners else text
         number = len(self.results) + sum(gap.endswith(UNREACHED) for gap in self.gaps)
-        mistrusted = [result.part.label for result in self.results if result.verdict == "MISTRUSTED"]
         hung = next((result.cause for result in self.results if result.verdict == "not finished"), None)
-        why = f"no case of {' and '.join(mistrusted)} could show a fault" if mistrusted else hung or self.why
+        told_nothing = " and ".join(self._told_nothing)
+        why = f"no case of {told_nothing} could show a fault" if told_nothing else hung or self.why
         return f"{len(done) + len(manners)} of {number} properties have a verdict; {why}"
 
     @property
