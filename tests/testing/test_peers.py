@@ -56,6 +56,7 @@ def test_peer_is_right_but_for_what_it_lacks(backend: Backend, make: Any, lackin
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")  # of torch about itself
+@pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores")  # of torch, where a GPU has them
 def test_benchmark_times_the_peers(backend: Backend) -> None:
     groups = load_file(PEERS.with_name("groups.py")).GROUPS
     beside = {

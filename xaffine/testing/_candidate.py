@@ -102,8 +102,11 @@ class Candidate:
 
     def __init__(self, make: Make, backend: Backend, device: Any = None) -> None:
         self.make, self.backend, self.device = make, backend, device
-        place = backend.devices[0] if device is None else device
-        self._on_host = not backend.is_gpu(place)
+        self._on_host = False
+        if backend.has_strides:  # where arrays come to lie: a library may have been told another default device
+            self._on_host = not backend.is_gpu(
+                backend.device_of(backend.from_values(np.zeros(1), "float32", device=device))
+            )
 
     def perform(self, steps: Sequence[Any], memory: Callable[[Placed], np.ndarray]) -> Iterator[Returned]:
         """Take steps, each a name of a method without its underscore, and arguments; `memory` gives that of operands.

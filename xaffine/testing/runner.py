@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 __all__ = ["Plan", "check_affine", "property_tests"]
 
 
+_UNUSABLE = "the device is unusable after it"
+
+
 class NothingLeftError(ValueError):
     """Of what is to be checked, nothing can be."""
 
@@ -121,7 +124,7 @@ class Plan:
         for part in self.parts:
             result = self._check(part, before)
             yield result
-            hung += result.verdict == "not finished"
+            hung += result.verdict == "not finished" or result.cause == _UNUSABLE
             if hung > 1 or result.verdict == "TAMPERED" or (self.options.fail_fast and _counts(result, self.options)):
                 return
 
@@ -196,7 +199,7 @@ class Plan:
         except TamperedError as error:
             reason, verdict = str(error), "TAMPERED"
         except BrokenError as error:
-            reason, cause = str(error), "the device is unusable after it"
+            reason, cause = str(error), _UNUSABLE
         except NoAnswerError as error:
             reason, verdict = str(error), "not finished"
         except hypothesis.errors.FlakyFailure as error:
