@@ -83,17 +83,17 @@ class Returned(NamedTuple):
 class Facts(NamedTuple):
     """What there is to know of an implementation before it is called."""
 
-    adapter: str
     backend: str
-    version: str
-    device: str
-    device_index: int | None
-    """Among the devices of the backend; None for the default one."""
-    dtypes: Sequence[str]
-    """Those of the backend."""
     takes_batch_axes: bool
     has_backward: bool
-    supports: Sequence[str] | None
+    adapter: str = "layer"
+    version: str = ""
+    device: str = ""
+    device_index: int | None = None
+    """Among the devices of the backend; None for the default one."""
+    dtypes: Sequence[str] = ()
+    """Those of the backend."""
+    supports: Sequence[str] | None = None
     """What it declares; of what is no collection of names, a text."""
 
 
@@ -104,9 +104,8 @@ class Candidate:
         self.make, self.backend, self.device = make, backend, device
         self._on_host = False
         if backend.has_strides:  # where arrays come to lie: a library may have been told another default device
-            self._on_host = not backend.is_gpu(
-                backend.device_of(backend.from_values(np.zeros(1), "float32", device=device))
-            )
+            array = backend.from_values(np.zeros(1), "float32", device=device)
+            self._on_host = not backend.is_gpu(backend.device_of(array))
 
     def perform(self, steps: Sequence[Any], memory: Callable[[Placed], np.ndarray]) -> Iterator[Returned]:
         """Take steps, each a name of a method without its underscore, and arguments; `memory` gives that of operands.

@@ -102,17 +102,7 @@ class InProcess(Subject):
     @classmethod
     def of(cls, make: Make, backend: Backend, device: Any) -> InProcess:
         """A factory that is there already."""
-        facts = Facts(
-            "layer",
-            backend.name,
-            "",
-            str(device),
-            None,
-            (),
-            takes_batch_axes(make),
-            has_backward(make, backend, device),
-            None,
-        )
+        facts = Facts(backend.name, takes_batch_axes(make), has_backward(make, backend, device))
         return cls(Candidate(make, backend, device), facts)
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
@@ -162,7 +152,8 @@ class Isolated(Subject):
         self._worker = worker = Worker("xaffine.testing._candidate", self._arguments, files=[self._file])
         start = max(_START, self._seconds)
         facts = self._receive(worker, start, start)
-        self.facts = Facts(*(facts[name] for name in Facts._fields))
+        if not hasattr(self, "facts"):  # another process has nothing new to tell
+            self.facts = Facts(*(facts[name] for name in Facts._fields))
         self._deadline = time.monotonic() + self._seconds
         return worker
 
