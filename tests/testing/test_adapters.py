@@ -115,6 +115,8 @@ def test_what_a_target_is_is_seen() -> None:
     [
         ((affine, "numpy", "function"), "torch and JAX differentiate a function of x, W and b, and numpy does not"),
         ((affine, "jax", "nothing"), "there is no adapter 'nothing'; there are 'layer', 'torch module', "),
+        (((affine, affine, affine),), "a pair is a forward and a backward; got 3"),
+        ((affine, "numpy", "pair"), "a pair is a forward and a backward; got one thing"),
         ((AffineLayer, "jax", "torch module"), "a torch module takes arrays of torch, not of jax"),
     ],
 )

@@ -86,17 +86,20 @@ def adapt(target: Any, backend: str | None = None, adapter: Adapter | None = Non
     if kind == "layer":
         return target, kind, own
     if kind == "pair":
+        if not isinstance(target, tuple) or len(target) != 2:
+            msg = f"a pair is a forward and a backward; got {len(target) if isinstance(target, tuple) else 'one thing'}"
+            raise ValueError(msg)
         return from_functions(*target), kind, own
     if kind == "forward":
         return type("Forward", (_Forward,), {"function": staticmethod(target)}), kind, own
-    if own not in ("torch", "jax", "numpy") or (own == "numpy" and kind != "thinc model"):
+    modules: dict[str, Any] = {"torch module": _Module, "jax module": _JaxModule, "thinc model": _Thinc}
+    if kind in modules:
+        return modules[kind].of(target), kind, own
+    if own not in ("torch", "jax"):
         msg = (
             f"torch and JAX differentiate a function of x, W and b, and {own} does not: name one of them as the backend"
         )
         raise ValueError(msg)
-    modules: dict[str, Any] = {"torch module": _Module, "jax module": _JaxModule, "thinc model": _Thinc}
-    if kind in modules:
-        return modules[kind].of(target), kind, own
     differentiated = _Torch if own == "torch" else _Jax
     function = target.apply if kind == "torch function" else target
     return type(differentiated.__name__, (differentiated,), {"function": staticmethod(function)}), kind, own
