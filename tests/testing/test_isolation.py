@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from xaffine import AffineLayer, __main__, backends
-from xaffine.testing import Options, _candidate, _progress, _subject, check_affine, make_case, runner
+from xaffine.testing import Options, _candidate, _process, _progress, _subject, check_affine, make_case, runner
 from xaffine.testing._candidate import RaisedError, prepare
 from xaffine.testing._subject import InProcess, Isolated, TamperedError
 from xaffine.testing._target import TargetError
@@ -232,14 +232,15 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "forgeries.py").write_text(FORGERIES)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(_progress, "_EVERY", 600.0)
+    monkeypatch.setattr(_process, "_EXIT_SECONDS", 0.2)
     return tmp_path
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "KillsItsJudge"])
 @pytest.mark.usefixtures("folder")
 def test_no_forgery_is_right(capfd: Any, name: str) -> None:
-    command = ["check", f"forgeries.py:{name}", "--seed", "0", "--examples", "40", "--large", "0", "--time-limit", "2"]
-    code = __main__.main([*command, "--only", "exact"])
+    command = ["check", f"forgeries.py:{name}", "--seed", "0", "--examples", "40", "--large", "0", "--time-limit", "1"]
+    code = __main__.main([*command, "--only", "exact", "--fail-fast"])
     out = capfd.readouterr().out
     expected = {"StopsTheClock": 3, "EndsTheProcess": 3}.get(name, 1)
     assert code == expected, out
@@ -551,7 +552,7 @@ def test_module_beside_the_target_is_none_of_the_judge(folder: Path) -> None:
     (folder / "wrong.py").write_text(
         f"for name in ('rich', 'hypothesis', 'colorsys'):\n    open(name + '.py', 'w').write({forged!r})\n{FORGERIES}"
     )
-    command = [sys.executable, "-m", "xaffine", "check", "wrong.py:Zeros", "--examples", "3", "--large", "0"]
+    command = [sys.executable, "-m", "xaffine", "check", "wrong.py:Zeros", "--only", "exact", "--fail-fast"]
     for _ in range(2):
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == 1, done.stdout + done.stderr
