@@ -194,6 +194,9 @@ def test_function_that_nobody_differentiates_is_judged_by_y() -> None:
     with pytest.raises(PropertyError) as caught:
         check_affine(lambda x, W, _b: x @ W, seed=0, adapter="forward")
     assert caught.value.cause == "y lacks the bias"
+    make, *_ = adapt(lambda x, W, b: x @ W + b)
+    with pytest.raises(NotImplementedError, match="there are no gradients of a forward alone"):
+        make(np.ones((3, 2)), np.ones(2)).backward(np.ones((1, 2)))
 
 
 @pytest.mark.parametrize(

@@ -248,6 +248,8 @@ def test_results_kept_from_an_earlier_call_are_wrong(name: str) -> None:
 def test_a_result_that_is_no_number_is_not_said_to_change() -> None:
     make = textbook(y=lambda layer, x, y: np.where(y == 3, np.nan, y))
     assert check_affine(make, seed=0, properties=["results_are_fresh"]).results[0].failure is None
+    with pytest.raises(PropertyError, match=r"a step in \w changes L by nan, by d\w "):
+        check_affine(make, seed=0, properties=["differences_are_adjoint_to_gradients"])
 
 
 def test_an_error_in_float64_is_not_taken_for_float32() -> None:

@@ -15,7 +15,17 @@ import numpy as np
 import pytest
 
 from xaffine import AffineLayer, __main__, backends
-from xaffine.testing import Options, _candidate, _process, _progress, _subject, check_affine, make_case, runner
+from xaffine.testing import (
+    Options,
+    Property,
+    _candidate,
+    _process,
+    _progress,
+    _subject,
+    check_affine,
+    make_case,
+    runner,
+)
 from xaffine.testing._candidate import RaisedError, prepare
 from xaffine.testing._subject import InProcess, Isolated, TamperedError
 from xaffine.testing._target import TargetError
@@ -274,7 +284,7 @@ def test_right_layer_in_a_process_of_its_own(backend: Backend, device: Any) -> N
     options |= {"max_examples": 20} if fast else {"max_examples": 4, "properties": ["exact", "inputs_are_left_alone"]}
     report = check_affine("xaffine:AffineLayer", **options)
     assert (report.verdict, report.isolated) == ("right", True)
-    assert report.device == str(backend.devices[0] if device is None else device)
+    assert device is None or report.device == str(device)
 
 
 def test_module_that_writes_to_our_pipes_when_it_is_imported_is_wrong(folder: Path, capfd: Any) -> None:
@@ -391,6 +401,7 @@ def test_what_runs_beside_a_candidate_answers_and_knows_nothing(folder: Path) ->
             yield {**blank, "steps": [begin, ["forward", "x"]]}
             yield {**blank, "steps": [begin, ["forward", "x", 0, [2, 4]]]}
             yield {**blank, "steps": [begin, ["forward", "x"], ["backward", "dy"]], "seconds": 0.2}
+            yield {**blank, "steps": [begin, ["write", "x"]]}
             yield {**blank, "steps": [], "last": True}
 
     try:
@@ -399,10 +410,11 @@ def test_what_runs_beside_a_candidate_answers_and_knows_nothing(folder: Path) ->
     finally:
         os.close(file)
         sys.path.remove(str(folder))
-    (_, facts), (_, first), (_, raised), (_, hung), (_, last) = Channel.emitted
+    (_, facts), (_, first), (_, raised), (_, hung), (_, written), (_, last) = Channel.emitted
     assert (facts["backend"], facts["adapter"], facts["supports"]) == ("numpy", "layer", None)
     assert [told["values"] for told in first["returned"]] == [["<f8", (0,)], ["<f4", (2, 2)]]
     assert np.array_equal(values, case.exact()["y"].value)
+    assert written["returned"][1]["values"] is None
     assert raised["raised"].startswith("forward raised ValueError: ")
     assert raised["clean"]
     assert raised["usable"]
@@ -513,6 +525,16 @@ def test_messages_are_told_in_what_can_be_printed_and_in_part(folder: Path, capf
     assert __main__.main(["check", "loud.py:Silent", "--only", "exact", "--seed", "0", "--large", "0"]) == 1
     assert "backward raised Mute: no text, since its str() raises RuntimeError" in capfd.readouterr().out
 
+    class Mute(Exception):  # noqa: N818 - as above, in this process
+        def __str__(self) -> str:
+            raise RuntimeError
+
+    def refuse(*_: Any) -> Any:
+        raise Mute
+
+    with pytest.raises(RaisedError, match=r"making the layer raised Mute: no text, since"):
+        run(refuse, make_case((5, 3), 2, seed=0), backends.get("numpy"), None)
+
 
 def test_child_of_a_layer_does_not_answer_in_its_place(folder: Path, capfd: Any) -> None:
     (folder / "forks.py").write_text(
@@ -539,6 +561,30 @@ def test_child_of_a_layer_does_not_answer_in_its_place(folder: Path, capfd: Any)
     assert __main__.main(command) == 0, capfd.readouterr()
 
 
+def test_what_stands_beside_is_seen_to_be_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    trusted = _candidate._fingerprint()
+    assert _candidate._replaced(trusted) is None
+    monkeypatch.setattr(_candidate.Candidate, "_told", None)
+    assert _candidate._replaced(trusted) == "Candidate._told"
+
+
+def test_result_that_is_larger_than_any_right_one_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_candidate, "LARGEST", 8)
+    with pytest.raises(RaisedError, match=r"reading forward raised ValueError: an array of shape \(5, 2\) is larger"):
+        run(AffineLayer, make_case((5, 3), 2, seed=0), backends.get("numpy"), None)
+
+
+def test_property_of_the_users_own_makes_layers(numpy_backend: Backend) -> None:
+    def check(make: Any, case: Any, backend: Any, device: Any) -> float:
+        assert (backend, device) == (numpy_backend, None)
+        layer = make(case.W.values, case.b and case.b.values, n_batch_axes=case.n_batch_axes)
+        assert layer.forward(case.x.values).shape == case.dy.values.shape
+        return 0.0
+
+    report = check_affine(AffineLayer, seed=0, max_examples=5, properties=[Property("own", "integers", check)])
+    assert report.verdict == "right"
+
+
 def test_two_views_need_two_files(folder: Path, capfd: Any) -> None:
     (folder / "link").symlink_to("one")
     for files in (("one", "one"), ("one", "link"), ("-", "-")):
@@ -552,6 +598,8 @@ def test_module_beside_the_target_is_none_of_the_judge(folder: Path) -> None:
     (folder / "wrong.py").write_text(
         f"for name in ('rich', 'hypothesis', 'colorsys'):\n    open(name + '.py', 'w').write({forged!r})\n{FORGERIES}"
     )
+    safe = [sys.executable, "-P", "-m", "xaffine", "--version"]
+    assert subprocess.run(safe, capture_output=True, timeout=60, check=False).returncode == 0
     command = [sys.executable, "-m", "xaffine", "check", "wrong.py:Zeros", "--only", "exact", "--fail-fast"]
     for _ in range(2):
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)

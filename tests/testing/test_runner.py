@@ -61,6 +61,7 @@ def test_report_says_what_was_tested() -> None:
     assert text.startswith(f"Plain on numpy {np.__version__} on cpu; float32, float64; seed 7\nforward_is_exact  ")
     assert text.endswith("\nright: 300 cases of 15 properties hold; 1 gap above")
     assert "\nnot tried: bfloat16, float16, complex128, " in text
+    assert "\nnot tried: " not in str(dataclasses.replace(report, other_dtypes=()))
     assert "\nnot ruled out: that the implementation, in the process of its judge, replaced its code\n" in text
     assert repr(report) == "<Report on Plain: right: 300 cases of 15 properties hold; 1 gap above>"
     assert "<strong>right</strong>: 300 cases of 15 properties hold" in report._repr_html_()
@@ -162,6 +163,7 @@ def test_argument_overrides_what_is_declared() -> None:
             ValueError,
             "no property and no tier is called 'exactly'; there are exact, ",
         ),
+        ({"properties": "exact"}, TypeError, r"such as \['exact'\], and came as a text"),
         ({"properties": []}, ValueError, "nothing is left to check; not tested: "),
         ({"supports": len}, TypeError, "supports is a collection of names"),
         ({"max_examples": 0}, ValueError, "max_examples must be at least 1"),

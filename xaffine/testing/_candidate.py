@@ -158,11 +158,10 @@ class Candidate:
     def _another(self) -> Returned:
         """Make and use a second layer of the same shapes, as in a network, and go on with the first."""
         first = self.layer
-        W, b, x, dy = (self._given(name, 7, None) if name in self.inputs else None for name in ("W", "b", "x", "dy"))
+        W, b, x, dy = (self._given(name, 1, None) if name in self.inputs else None for name in ("W", "b", "x", "dy"))
         self.layer = _call("making a second layer", self._make, W, b)
         _call("forward of a second layer", lambda: self._method("forward")(x))
-        if has_backward(self.make, self.backend, self.device):
-            _call("backward of a second layer", lambda: self._method("backward")(dy))
+        _call("backward of a second layer", lambda: self._method("backward")(dy))
         self.layer = first
         return Returned("None")
 
@@ -234,9 +233,8 @@ class Candidate:
         if not is_own:
             return Returned(_kind(result))
         values = _call(f"reading {source}", self._values, result) if read else np.zeros(0)
-        shape = tuple(result.shape)
-        if not all(map(is_known, shape)):  # a lazy library may show a shape only with the values
-            shape = values.shape
+        # A lazy library may show a shape only with the values.
+        shape = tuple(result.shape) if all(map(is_known, result.shape)) else values.shape
         self.kept.append(result)
         device = self.backend.device_of(result)
         return Returned(

@@ -235,9 +235,8 @@ class Isolated(Subject):
         yield
 
     def require_intact(self) -> None:
-        if self._worker is not None:
-            with self.limit(self._seconds):
-                self.perform(last=True)
+        with self.limit(self._seconds):
+            self.perform(last=True)
 
     def _stop(self) -> None:
         if self._worker is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import numpy as np
@@ -149,7 +150,8 @@ class _Differentiated:
         return self.function(x, W.T if self.is_transposed else W, b)
 
     def backward(self, dy: Any) -> Any:
-        raise NotImplementedError
+        msg = "there are no gradients of a forward alone"
+        raise NotImplementedError(msg)
 
 
 class _Forward(_Differentiated):
@@ -237,12 +239,10 @@ class _Module(_Torch):
 
 def _made(kind: Callable[..., Any], *extents: Any, bias: bool, called: str, **more: Any) -> Any:
     """A module, asked not to have a bias where it shall not, unless it never has one."""
-    try:
-        return kind(*extents, **more, **({} if bias else {called: False}))
-    except TypeError:
-        if bias:
-            raise
-        return kind(*extents, **more)
+    if not bias:
+        with suppress(TypeError):
+            return kind(*extents, **more, **{called: False})
+    return kind(*extents, **more)
 
 
 def _parameters(parameters: list[Any], n: int, m: int, *, bias: bool | None = None) -> tuple[Any, Any]:

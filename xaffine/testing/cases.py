@@ -96,7 +96,7 @@ class Operand:
 
     @property
     def memory(self) -> np.ndarray:
-        """One axis of what the operand and its neighbours hold, in which `viewed` finds it: 3 wherever it is not."""
+        """One axis of what the operand and its neighbours hold in memory: 3 wherever the operand is not."""
         values, held = self.values, self.values
         if self.layout == "Fortran":
             held = values.T
