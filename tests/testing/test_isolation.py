@@ -119,13 +119,22 @@ class FindsTheKey(Zeros):
                 channel("done")
         return super().forward(x)
 
+def write_to_the_pipes():
+    for number in range(3, 40):
+        try:
+            os.write(number, b'{"event": "done"}\\n')
+        except OSError:
+            pass
+
 class WritesToThePipes(Zeros):
     def forward(self, x):
-        for number in range(3, 40):
-            try:
-                os.write(number, b'{"event": "done"}\\n')
-            except OSError:
-                pass
+        write_to_the_pipes()
+        return super().forward(x)
+
+class WritesWhenACauseIsLookedFor(Zeros):
+    def forward(self, x):
+        if x.shape == (5, 5):
+            write_to_the_pipes()
         return super().forward(x)
 
 class EndsTheProcess(Zeros):

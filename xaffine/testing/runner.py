@@ -138,11 +138,7 @@ class Plan:
         from xaffine.testing import strategies
 
         features = self.abilities.features
-        some: dict[str, Any] = {
-            "supports": features,
-            "layouts": self.abilities.layouts,
-            "bias": self.abilities.bias,
-        }
+        some: dict[str, Any] = {"supports": features, "layouts": self.abilities.layouts, "bias": self.abilities.bias}
         always: list[Case] = []
         if part.large:
             drawn = strategies.large_cases(self.dtypes, **some)
@@ -213,7 +209,10 @@ class Plan:
         if reason is not None:
             assert latest is not None, reason  # noqa: S101 - else Hypothesis itself went wrong
             if verdict == "FAILS" and cause is None:
-                cause = diagnose(subject, latest, self.options.time_limit)
+                try:
+                    cause = diagnose(subject, latest, self.options.time_limit)
+                except TamperedError as error:
+                    reason, verdict = str(error), "TAMPERED"
             failure = PropertyError(part, reason, latest, self.code(part, latest, rejected), verdict, cause)
         return Result(part, examples, worst, worst_case, told, failure)
 
