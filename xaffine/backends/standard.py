@@ -275,7 +275,25 @@ class Backend:
             return self.xp.astype(native, self.dtype(dtype)) if dtype == "bfloat16" else native
 
     def over(self, memory: np.ndarray) -> Array | None:
-        """An array of this library in the memory of a NumPy array, or None where it would be a copy."""
+        """An array of this library in the memory of a NumPy array.
+
+        Parameters
+        ----------
+        memory : numpy.ndarray
+            With one axis, and one of the library's dtypes.
+
+        Returns
+        -------
+        array or None
+            None where it would be a copy.
+
+        Examples
+        --------
+        >>> from xaffine.backends import get
+        >>> memory = np.zeros(2)
+        >>> get("numpy").over(memory) is memory
+        True
+        """
         return None
 
     def to_numpy(self, array: Array) -> np.ndarray:
