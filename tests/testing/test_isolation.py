@@ -476,7 +476,7 @@ def test_device_that_is_unusable_is_a_failure_once_and_the_process_starts_again(
     monkeypatch.setattr(subject, "_receive", lambda *rest: next(answers, None) or receive(*rest))
     monkeypatch.setattr(runner, "subject_of", lambda *_: subject)
     plan = runner.Plan(
-        "xaffine:AffineLayer", Options(seed=0, max_examples=3, properties=["exact"], supports={"no-bias"})
+        "xaffine:AffineLayer", Options(seed=0, max_examples=20, properties=["exact"], supports={"no-bias"})
     )
     first, second = plan.run()
     assert (first.verdict, first.cause) == ("FAILS", "the device is unusable after it")
@@ -493,7 +493,7 @@ def test_candidate_asks_whether_its_device_still_computes() -> None:
 
 def test_file_of_the_operands_has_no_name_without_memfd(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "memfd_create", raising=False)
-    report = check_affine("xaffine:AffineLayer", max_examples=2, seed=0, properties=["forward_is_exact"])
+    report = check_affine("xaffine:AffineLayer", max_examples=20, seed=0, properties=["forward_is_exact"])
     assert report.verdict == "right"
 
 
@@ -590,7 +590,7 @@ def test_property_of_the_users_own_makes_layers(numpy_backend: Backend) -> None:
         assert layer.forward(case.x.values).shape == case.dy.values.shape
         return 0.0
 
-    report = check_affine(AffineLayer, seed=0, max_examples=5, properties=[Property("own", "integers", check)])
+    report = check_affine(AffineLayer, seed=0, max_examples=20, properties=[Property("own", "integers", check)])
     assert report.verdict == "right"
 
 

@@ -104,7 +104,7 @@ class Result:
     --------
     >>> from xaffine import AffineLayer
     >>> from xaffine.testing import check_affine
-    >>> result = check_affine(AffineLayer, seed=0, max_examples=5).results[0]
+    >>> result = check_affine(AffineLayer, seed=0, max_examples=20).results[0]
     >>> result.part.label, result.failure, result.worst_error
     ('forward_is_exact', None, 0.0)
     """
@@ -145,7 +145,7 @@ class Result:
         --------
         >>> from xaffine import AffineLayer
         >>> from xaffine.testing import check_affine
-        >>> result = check_affine(AffineLayer, seed=0, max_examples=5).results[0]
+        >>> result = check_affine(AffineLayer, seed=0, max_examples=20).results[0]
         >>> result.to_dict()["verdict"]
         'holds'
         """
@@ -194,9 +194,9 @@ class Report:
     --------
     >>> from xaffine import AffineLayer
     >>> from xaffine.testing import check_affine
-    >>> report = check_affine(AffineLayer, seed=0, max_examples=5)
+    >>> report = check_affine(AffineLayer, seed=0, max_examples=20)
     >>> report
-    <Report on AffineLayer: right: 75 cases of 15 properties hold>
+    <Report on AffineLayer: right: 300 cases of 15 properties hold>
     >>> report.backend, report.dtypes, report.gaps, report.isolated
     ('numpy', ('float32', 'float64'), (), False)
     """
@@ -322,7 +322,7 @@ class Report:
         --------
         >>> from xaffine import AffineLayer
         >>> from xaffine.testing import check_affine
-        >>> check_affine(AffineLayer, seed=0, max_examples=5).to_dict()["verdict"]
+        >>> check_affine(AffineLayer, seed=0, max_examples=20).to_dict()["verdict"]
         'right'
         """
         names = ("target", "backend", "version", "device", "dtypes", "seed", "gaps", "adapter", "isolated")
