@@ -16,6 +16,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from tests.helpers import gone
 from xaffine import __main__
 from xaffine.testing import PROPERTIES, _progress
 from xaffine.testing.cases import FEATURES
@@ -486,20 +487,6 @@ def test_processes_of_the_implementation_end_with_it(capfd: Any, folder: Path) -
 
 
 # Signals
-
-
-def gone(pid: int) -> bool:
-    """Whether a process ended, if it was nobody's child that is waited for, soon."""
-    status = Path(f"/proc/{pid}/stat")
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        try:
-            if status.read_text().rpartition(")")[2].split()[0] in "ZX":
-                return True
-        except OSError:
-            return True
-        time.sleep(0.01)
-    return False
 
 
 @pytest.mark.parametrize(

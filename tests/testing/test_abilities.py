@@ -355,3 +355,10 @@ def test_property_that_could_show_nothing_is_no_passed_test() -> None:
     test = property_tests(Plain, Options(seed=0, max_examples=5, properties=[nothing]))
     with pytest.raises(pytest.fail.Exception, match="no case of <lambda> could show a fault"):
         test(nothing)
+
+
+def test_manners_that_could_not_be_told_leave_the_verdict() -> None:
+    silent = Property("manners", "integers", lambda *_: None)
+    chosen = [silent, "forward_is_exact"]
+    assert check_affine(Plain, seed=0, max_examples=20, properties=chosen).verdict == "right"
+    assert check_affine(Plain, seed=0, max_examples=20, properties=chosen, strict=True).verdict == "not finished"

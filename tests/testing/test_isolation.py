@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
@@ -14,6 +15,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from tests.helpers import gone
 from xaffine import AffineLayer, __main__, backends
 from xaffine.testing import (
     Options,
@@ -349,6 +351,42 @@ def test_operands_lie_in_memory_that_the_judge_reads(isolated: Any, folder: Path
         trial.forward()
         with pytest.raises(AssertionError, match=message):
             trial.require_operands_untouched()
+
+
+@pytest.mark.parametrize("layout", ["C", "read-only", "broadcast"])
+def test_judge_writes_to_the_operands_of_the_candidate(isolated: Any, layout: Any) -> None:
+    """Also where the candidate may not, or cannot, so that results in their memory are seen to change."""
+    subject = isolated("xaffine:AffineLayer")
+    trial = Trial(subject, make_case((3, 2), 2, seed=1, layouts=("C", "C", "C", layout)))
+    (before,) = trial.take(("operand", "dy"))
+    subject.overwrite()
+    (after,) = trial.take(("operand", "dy"))
+    assert before.values.tolist() != after.values.tolist() == [[5, 5]] * 3
+
+
+def test_candidate_ends_with_its_judge(folder: Path) -> None:
+    (folder / "deaf.py").write_text(
+        "import os, time\nfrom xaffine import AffineLayer\n"
+        "class Deaf(AffineLayer):\n"
+        "    def forward(self, x):\n"
+        "        with open('unfinished', 'w') as file: file.write(str(os.getpid()))\n"
+        "        os.rename('unfinished', 'pid')\n"
+        "        time.sleep(1000)\n"
+    )
+    command = [sys.executable, "-m", "xaffine", "check", "deaf.py:Deaf"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as judge:
+        deadline = time.monotonic() + 60
+        while not (folder / "pid").exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        judge.kill()
+    assert gone(int((folder / "pid").read_text()))
+
+
+def test_texts_of_another_process_can_be_printed() -> None:
+    event = {"event": "answer", "returned": [{"kind": "\x1b[2K", "shape": [2]}], "raised": "a\nb\ud800"}
+    assert _process._cleaned(event) == {
+        "event": "answer", "returned": [{"kind": "�[2K", "shape": [2]}], "raised": "a\nb�",
+    }  # fmt: skip
 
 
 def test_results_are_those_of_the_layer(isolated: Any) -> None:

@@ -1,6 +1,6 @@
 """Beside an implementation: hand operands to it, call it, and tell what came out, without a word on what is right.
 
-This runs in the process of the implementation, which is a process of its own where `_isolated` starts this module.
+This runs in the process of the implementation, which is one of its own where `_subject` starts this module.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from xaffine.testing._process import Channel
     from xaffine.testing.adapters import Make
 
-__all__ = ["LARGEST", "Candidate", "Facts", "Placed", "RaisedError", "Returned", "prepare"]
+__all__ = ["LARGEST", "Candidate", "Facts", "Placed", "RaisedError", "Returned", "prepare", "with_article"]
 
 
 _LONGEST = 4000  # characters of a message that are told
@@ -129,7 +129,7 @@ class Candidate:
         self._make = partial(self.make, **options)
         self.layer = _call("making the layer", self._make, self.inputs["W"], self.inputs.get("b"))
         if not (callable(self._method("forward")) and callable(self._method("backward"))):
-            msg = f"make(W, b) gave {_with_article(_kind(self.layer))}, not a layer with forward and backward"
+            msg = f"make(W, b) gave {with_article(_kind(self.layer))}, not a layer with forward and backward"
             raise RaisedError(msg)
         return self._told("x", self.inputs["x"], read=False)
 
@@ -167,8 +167,7 @@ class Candidate:
 
     def _gradient(self, name: str) -> Returned:
         """dW or db."""
-        missing = {"default": None} if name == "db" and "b" not in self.inputs else {}
-        return self._told(name, _call(name, self._stored, name, **missing))
+        return self._told(name, _call(name, self._stored, name))
 
     def _again(self, number: int) -> Returned:
         """What was returned before, as it is now."""
@@ -219,11 +218,13 @@ class Candidate:
         """What is called: looked up each time, since a layer may change its own."""
         return getattr(self.layer, name, self.layer if name == "forward" else None)
 
-    def _stored(self, name: str, **missing: Any) -> Any:
+    def _stored(self, name: str) -> Any:
         """dW or db; of a layer with a list ``grads`` of both instead, a copy, since it fills them anew."""
+        if name[1] not in self.inputs:
+            return getattr(self.layer, name, None)
         if not hasattr(self.layer, name) and isinstance(grads := getattr(self.layer, "grads", None), list):
             return copy.deepcopy(grads["Wb".index(name[1])])
-        return getattr(self.layer, name, *missing.values())
+        return getattr(self.layer, name)
 
     def _told(self, source: str, result: Any, *, read: bool = True) -> Returned:
         try:
@@ -256,7 +257,8 @@ def _kind(thing: Any) -> str:
     return "None" if thing is None else f"{type(thing).__module__}.{type(thing).__qualname__}"
 
 
-def _with_article(kind: str) -> str:
+def with_article(kind: str) -> str:
+    """What a sentence says of a `Returned.kind`."""
     return kind if kind == "None" else f"a {kind}"
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xaffine.testing._candidate import RaisedError, Returned
+from xaffine.testing._candidate import RaisedError, Returned, with_article
 from xaffine.testing._subject import InProcess, Subject
 from xaffine.testing.cases import worst_error
 
@@ -116,8 +116,10 @@ class Trial:
     def _own(self, returned: list[Returned], sources: list[str]) -> dict[str, Returned]:
         """Assert that results are arrays of the library of x."""
         for source, result in zip(sources, returned, strict=True):
-            what = result.kind if result.kind == "None" else f"a {result.kind}"
-            require(result.is_own, f"{source} gave {what}, not an array of {self.subject.facts.backend}")
+            require(
+                result.is_own,
+                f"{source} gave {with_article(result.kind)}, not an array of {self.subject.facts.backend}",
+            )
         return dict(zip(sources, returned, strict=True))
 
 
