@@ -15,6 +15,7 @@ import asyncio
 import json
 import shutil
 import signal
+import sys
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -128,17 +129,24 @@ def save(weights: Path, layer: AffineLayer, losses: list[float]) -> None:
 
 @contextmanager
 def remembered_interrupts() -> Iterator[list[int]]:
-    """Hand out the list of interrupts so far: one that a destructor raises, say of a future, is lost."""
+    """Hand out the list of interrupts so far: Python prints and drops one that comes while it deletes an object."""
     interrupts: list[int] = []
+    report = sys.unraisablehook
 
     def interrupt(number: int, _: object) -> None:
         interrupts.append(number)
         raise KeyboardInterrupt
 
+    def report_others(dropped: Any) -> None:
+        if not isinstance(dropped.exc_value, KeyboardInterrupt):
+            report(dropped)
+
     handler = signal.signal(signal.SIGINT, interrupt)
+    sys.unraisablehook = report_others
     try:
         yield interrupts
     finally:
+        sys.unraisablehook = report
         signal.signal(signal.SIGINT, handler)
 
 
