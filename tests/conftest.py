@@ -147,7 +147,7 @@ def backend(request: pytest.FixtureRequest) -> backends.Backend:
     try:
         backend = backends.get(request.config.getoption("backend"))
     except RuntimeError as error:  # the library is here, its GPU is not
-        pytest.skip(str(error))
+        pytest.skip(str(error).partition("\n")[0])
     backend.use_full_precision()
     if backend.name == "ndonnx":
         run_onnx_on_one_thread()

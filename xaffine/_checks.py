@@ -20,6 +20,7 @@ __all__ = [
 ]  # fmt: skip
 
 OPERANDS: tuple[Literal["x"], Literal["W"], Literal["b"]] = ("x", "W", "b")
+_TRANSPOSED = "If W is in torch's layout, (m, n), pass W.T"
 _MOST_PLANS = 4096  # that are remembered for a library before all are forgotten
 
 
@@ -131,7 +132,7 @@ def _plan(x: Array, W: Array, b: Array | None, n_batch_axes: int | None) -> Plan
         given = f"{n_batch_axes}" if n_batch_axes is not None else f"{k} (the default)"
         msg = (
             f"with n_batch_axes = {given} x has features {shape_text(x.shape[k:])}, {features} values, "
-            f"and W takes n = {n}: {_describe(x=x, W=W, b=b)}. {_remedy_for_features(x, n)}"
+            f"and W takes n = {n}: {_describe(x=x, W=W, b=b)}. {_remedy_for_features(features, x, W)}"
         )
         raise ValueError(msg)
     y_shape = (*x.shape[:k], m)
@@ -155,6 +156,13 @@ def _must_cast(backend: Backend, dtype: Any, *arrays: Array | None) -> bool:
 
 def check_parameters(W: Array, b: Array | None) -> None:
     """Check W and b alone; raises as `check` does."""
+    if isinstance(W, int):
+        m = b if isinstance(b, int) else "m"
+        msg = (
+            f"AffineLayer takes the weights themselves, W (n, m) and b (m,); W is {W!r}. For random weights call "
+            f"AffineLayer.random({W!r}, {m})"
+        )
+        raise TypeError(msg)
     _together(**_named(W=W, b=b))
     _check_parameter_shapes(W, b)
 
@@ -439,9 +447,11 @@ def _check_parameter_shapes(W: Array, b: Array | None, **others: Any) -> None:
         msg = f"W must be 2-D, (n, m): {_describe(**others, W=W, b=b)}. Reshape it first"
         raise ValueError(msg)
     if b is not None and shapes_differ(b.shape, W.shape[1:]):
+        is_transposed = b.ndim == 1 and not shapes_differ(b.shape, W.shape[:1])
         msg = (
             f"b must have the shape (m,) = {shape_text(W.shape[1:])}, never broadcast: "
-            f"{_describe(**others, W=W, b=b)}. Reshape it first, or pass None for no bias"
+            f"{_describe(**others, W=W, b=b)}. "
+            f"{_TRANSPOSED if is_transposed else 'Reshape it first, or pass None for no bias'}"
         )
         raise ValueError(msg)
 
@@ -464,8 +474,11 @@ def _batch_axes(x: Array, W: Array, b: Array | None, n_batch_axes: int | None) -
     return k if k >= 0 else ndim + k
 
 
-def _remedy_for_features(x: Array, n: Any) -> str:
+def _remedy_for_features(features: Any, x: Array, W: Array) -> str:
+    n, m = W.shape
     fitting = [k for k in range(x.ndim + 1) if size(x.shape[k:]) == n]
     if fitting:
         return f"n_batch_axes = {' or '.join(map(str, fitting))} would fit"
+    if features == m:
+        return _TRANSPOSED
     return f"No n_batch_axes fits; x needs {n} features a sample"

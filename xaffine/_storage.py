@@ -253,7 +253,7 @@ def _library() -> ModuleType:
     try:
         import safetensors
     except ImportError as error:
-        msg = 'layers are saved with safetensors; to get it: pip install "xaffine[io]"'
+        msg = "layers are saved with safetensors; to get it: pip install safetensors"
         raise ModuleNotFoundError(msg, name="safetensors") from error
     return safetensors
 

@@ -265,7 +265,9 @@ def kronecker_factors(
     """
     plan = check_with_cotangent(dy, x, W, b, n_batch_axes)
     if plan.kind != "real floating":
-        msg = f"factors of curvature are of real floating dtype: {_describe(dy=dy, x=x, W=W)}. Cast all to float32, say"
+        msg = (
+            f"factors of curvature are of real floating dtype: {_describe(dy=dy, x=x, W=W)}. Cast all to float32 first"
+        )
         raise TypeError(msg)
     if not size(plan.y_shape[:-1]):  # None stands for a size that is not known yet
         msg = (

@@ -27,6 +27,8 @@ __all__ = [
 def kaiming_uniform(rng: np.random.Generator, n: int, m: int) -> np.ndarray:
     """Uniform in ±√(6 / n), a variance of 2 / n: keeps the variance from layer to layer under ReLU.
 
+    Also called "he_uniform".
+
     K. He, X. Zhang, S. Ren, J. Sun, "Delving deep into rectifiers", ICCV 2015, (10). torch's ``nn.Linear`` draws from
     ±√(1 / n) instead, `lecun_uniform` divided by √3.
 
@@ -42,6 +44,8 @@ def kaiming_uniform(rng: np.random.Generator, n: int, m: int) -> np.ndarray:
 def kaiming_normal(rng: np.random.Generator, n: int, m: int) -> np.ndarray:
     """Normal with variance 2 / n: keeps the variance from layer to layer under ReLU.
 
+    Also called "he_normal" and "he".
+
     K. He, X. Zhang, S. Ren, J. Sun, "Delving deep into rectifiers", ICCV 2015, (10).
 
     Examples
@@ -53,7 +57,9 @@ def kaiming_normal(rng: np.random.Generator, n: int, m: int) -> np.ndarray:
 
 
 def xavier_uniform(rng: np.random.Generator, n: int, m: int) -> np.ndarray:
-    """Uniform in ±√(6 / (n + m)), a variance of 2 / (n + m): between those that keep y and dx. Also "glorot_uniform".
+    """Uniform in ±√(6 / (n + m)), a variance of 2 / (n + m): between those that keep y and dx.
+
+    Also called "glorot_uniform" and "glorot".
 
     X. Glorot, Y. Bengio, "Understanding the difficulty of training deep feedforward neural networks", AISTATS 2010,
     (16).
@@ -68,7 +74,9 @@ def xavier_uniform(rng: np.random.Generator, n: int, m: int) -> np.ndarray:
 
 
 def xavier_normal(rng: np.random.Generator, n: int, m: int) -> np.ndarray:
-    """Normal with variance 2 / (n + m): between those that keep y and dx. Also "glorot_normal".
+    """Normal with variance 2 / (n + m): between those that keep y and dx.
+
+    Also called "glorot_normal".
 
     X. Glorot, Y. Bengio, "Understanding the difficulty of training deep feedforward neural networks", AISTATS 2010,
     (12).
@@ -130,14 +138,16 @@ def _normal(rng: np.random.Generator, n: int, m: int, variance: float) -> np.nda
 
 
 Scheme: TypeAlias = Literal[
-    "kaiming_uniform", "kaiming_normal", "xavier_uniform", "xavier_normal", "glorot_uniform", "glorot_normal",
-    "lecun_uniform", "lecun_normal", "zeros",
+    "kaiming_uniform", "kaiming_normal", "he_uniform", "he_normal", "he", "xavier_uniform", "xavier_normal",
+    "glorot_uniform", "glorot_normal", "glorot", "lecun_uniform", "lecun_normal", "zeros",
 ]  # fmt: skip
 """The name of a scheme."""
 
 SCHEMES: dict[Scheme, Callable[[np.random.Generator, int, int], np.ndarray]] = {
-    "kaiming_uniform": kaiming_uniform, "kaiming_normal": kaiming_normal, "xavier_uniform": xavier_uniform,
-    "xavier_normal": xavier_normal, "glorot_uniform": xavier_uniform, "glorot_normal": xavier_normal,
+    "kaiming_uniform": kaiming_uniform, "kaiming_normal": kaiming_normal,
+    "he_uniform": kaiming_uniform, "he_normal": kaiming_normal, "he": kaiming_normal,
+    "xavier_uniform": xavier_uniform, "xavier_normal": xavier_normal,
+    "glorot_uniform": xavier_uniform, "glorot_normal": xavier_normal, "glorot": xavier_uniform,
     "lecun_uniform": lecun_uniform, "lecun_normal": lecun_normal, "zeros": zeros,
 }  # fmt: skip
 """The schemes by name."""

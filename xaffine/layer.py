@@ -285,8 +285,8 @@ class AffineLayer:
         bias : bool
             Whether there is a b.
         scheme : str
-            One of `xaffine.initializers.SCHEMES`, whose formulas and sources are there: kaiming, xavier (glorot) or
-            lecun, each uniform or normal, or zeros.
+            One of `xaffine.initializers.SCHEMES`, whose formulas and sources are there: kaiming (he), xavier
+            (glorot) or lecun, each uniform or normal, or zeros.
         seed : int, optional
             The same one gives the same weights, to the last bit, on every backend; by default fresh ones.
         n_batch_axes : int, optional

@@ -248,7 +248,7 @@ def clipped_sums(
 
 
 def _refuse_integers(**operands: Array) -> None:
-    msg = f"norms are of floating dtype: {_describe(**operands)}. Cast all to float64, say"
+    msg = f"norms are of floating dtype: {_describe(**operands)}. Cast all to float32 or float64 first"
     raise TypeError(msg)
 
 

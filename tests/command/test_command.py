@@ -105,7 +105,7 @@ def test_absent_backend_is_told_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(backends.importlib.util, "find_spec", lambda _: None)
     found = doctor.examine_in_worker("torch")
     assert found["status"] == "not installed"
-    assert 'pip install "xaffine[torch]"' in found["note"]
+    assert "pip install torch" in found["note"]
 
 
 def test_unusable_backend_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import array_api_strict
 import numpy as np
 import pytest
 
+import xaffine
 from xaffine import AffineLayer, affine, affine_backward, affine_jvp, affine_vjp
 from xaffine.backends import Backend, get
 from xaffine.curvature import affine_double_backward, gauss_newton_vector_product, kronecker_factors
@@ -41,6 +44,10 @@ CALLS = {
     "features, slice given": lambda: affine(numpy_ones(2, 5), W, n_batch_axes=-1),
     "W is no matrix": lambda: affine(x, numpy_ones(3), b),
     "W of a layer is no matrix": lambda: AffineLayer(numpy_ones(3)),
+    "W of torch, by x": lambda: affine(numpy_ones(2, 4), W),
+    "W of torch, by b": lambda: AffineLayer(W, numpy_ones(3)),
+    "sizes in the place of weights": lambda: AffineLayer(64, 10),
+    "one size in the place of weights": lambda: AffineLayer(64),
     "b is broadcast": lambda: affine(x, W, numpy_ones(4, 1)),
     "b of a layer is broadcast": lambda: AffineLayer(W, numpy_ones(1, 4)),
     "x has no axis": lambda: affine(numpy_ones(), W, b),
@@ -183,15 +190,23 @@ def test_dy_of_another_shape(ones: Any, shape: Any) -> None:
         (("float32", "int32", "float32"), "Cast W to float32 first"),
         (("float32", "float32", "int32"), "Cast b to float32 first"),
         (("bool", "float32", "float32"), "Cast x to float32 first"),
-        (("bool", "bool", "bool"), "Cast x and W and b to a floating dtype first"),
+        (("bool", "bool", "bool"), "Cast x and W and b to float32 first"),
     ],
 )
-def test_dtypes_of_two_kinds(ones: Any, dtypes: Any, words: str) -> None:
-    x, W, b = (ones(*shape, dtype=dtype) for shape, dtype in zip(((2, 3), (3, 4), (4,)), dtypes, strict=True))
+def test_dtypes_of_two_kinds(backend: Backend, ones: Any, dtypes: Any, words: str) -> None:
+    operands = {
+        name: ones(*shape, dtype=dtype)
+        for name, shape, dtype in zip("xWb", ((2, 3), (3, 4), (4,)), dtypes, strict=True)
+    }
     with pytest.raises(TypeError, match=words) as caught:
-        affine(x, W, b)
+        affine(*operands.values())
     for name, dtype in zip("xWb", dtypes, strict=True):
         assert f"{name} is {dtype}" in str(caught.value)
+    names = {**operands, backend.package: importlib.import_module(backend.package)}
+    for call in re.findall(r"\S+\([^()]*\)", str(caught.value).rpartition(" first: ")[2]):
+        (name,) = set(re.findall(r"\b[xWb]\b", call))
+        operands[name] = eval(call, names)  # noqa: S307 - as a reader types it
+    assert backend.dtype_name(affine(*operands.values()).dtype) == "float32"
 
 
 def test_dy_of_another_kind(ones: Any) -> None:
@@ -207,7 +222,7 @@ def test_real_operands_with_complex_ones(backend: Backend, ones: Any) -> None:
 
 def test_dtypes_without_a_common_one(backend: Backend, ones: Any) -> None:
     if {"int64", "uint64"} <= set(backend.dtypes()):
-        with pytest.raises(TypeError, match=r"no common dtype of the same kind .* Cast all of them to one dtype"):
+        with pytest.raises(TypeError, match=r"no common dtype of the same kind .* Cast W to int64 first: "):
             affine(ones(2, 3, dtype="int64"), ones(3, 4, dtype="uint64"))
 
 
@@ -226,8 +241,11 @@ def test_arrays_of_two_libraries(backend: Backend, ones: Any) -> None:
         foreign = array_api_strict.ones((3, 4), dtype=array_api_strict.float32)
     else:
         foreign = np.ones((3, 4), "float32")
-    with pytest.raises(TypeError, match=r"two libraries: x is float32 \(2, 3\).*W is float32 \(3, 4\).*Bring W to"):
+    words = r"two libraries: x is float32 \(2, 3\).*W is float32 \(3, 4\).*Bring W to .* first, as by "
+    with pytest.raises(TypeError, match=words) as caught:
         affine(ones(2, 3), foreign)
+    moved = eval(str(caught.value).rpartition(" by ")[2], {"xaffine": xaffine, "W": foreign})  # noqa: S307
+    assert affine(ones(2, 3), moved).shape == (2, 4)
     with pytest.raises(TypeError, match="two libraries"):
         affine_backward(foreign[:2, :], ones(2, 3), ones(3, 4))
 

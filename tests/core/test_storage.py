@@ -285,7 +285,7 @@ class TestWriting:
 
         monkeypatch.setattr(builtins, "__import__", no_safetensors)
         for call in (AffineLayer.random(2, 2).save, AffineLayer.load):
-            with pytest.raises(ModuleNotFoundError, match=r'pip install "xaffine\[io\]"'):
+            with pytest.raises(ModuleNotFoundError, match="pip install safetensors"):
                 call(file)
 
 

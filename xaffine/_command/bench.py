@@ -105,7 +105,7 @@ def _count(text: str) -> int:
 def run(options: argparse.Namespace) -> int:
     """Time what the command line asks for; 0, or 2 where something could not be timed."""
     if options.plot is not None and importlib.util.find_spec("matplotlib") is None:
-        print('xaffine bench could not run: to draw, pip install "xaffine[plot]"', file=sys.stderr)
+        print("xaffine bench could not run: to draw: pip install matplotlib", file=sys.stderr)
         return 2
     if options.json is not None:
         try:

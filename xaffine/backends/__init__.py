@@ -29,10 +29,10 @@ Name: TypeAlias = Literal["numpy", "cupy", "torch", "jax", "dask", "array-api-st
 # A new library is one entry here, with the command that installs it, and a file of that name.
 _INSTALL = {
     "numpy": "pip install numpy",
-    "cupy": 'pip install "xaffine[cuda13]" (or "xaffine[cuda12]", after the CUDA that your driver offers)',
-    "torch": 'pip install "xaffine[torch]"',
-    "jax": 'pip install "xaffine[jax]"',
-    "dask": 'pip install "xaffine[dask]"',
+    "cupy": 'pip install "cupy-cuda13x[ctk]" (or "cupy-cuda12x[ctk]": `nvidia-smi` says which CUDA your driver runs)',
+    "torch": "pip install torch",
+    "jax": "pip install jax",
+    "dask": 'pip install "dask[array]"',
     "array-api-strict": "pip install array-api-strict",
     "ndonnx": "pip install ndonnx onnxruntime",
     "sparse": "pip install sparse",
@@ -119,11 +119,7 @@ def get(name: str) -> Backend:
         msg = f"the backend {name!r} is installed and cannot be imported ({error}); to renew it: {_INSTALL[name]}"
         raise ImportError(msg, name=file) from error
     if missing := backend.why_unusable():
-        msg = (
-            f"the backend {name!r} is installed ({backend.version}) and finds {missing}: it needs an NVIDIA GPU "
-            f"and a driver as new as its CUDA (`nvidia-smi` lists both); for an older driver {backend.install}; "
-            f"without a GPU, use xaffine.backends.get('numpy')"
-        )
+        msg = f"the backend {name!r} is installed ({backend.version}) and finds {missing}"
         raise RuntimeError(msg)
     return backend
 
@@ -194,9 +190,10 @@ def _together(**operands: Any) -> tuple[Backend, Any, str]:
         raise TypeError(msg)
     first = next(iter(found.values()))
     if others := [name for name, backend in found.items() if backend is not first]:
+        move = f"xaffine.backends.move({others[0]}, xaffine.backends.get({first.name!r}))"
         msg = (
-            f"arrays of two libraries: {_describe(**operands)}. Bring {' and '.join(others)} to {first.name} first; "
-            f"to_numpy and from_numpy of xaffine.backends.get(NAME) do"
+            f"arrays of two libraries: {_describe(**operands)}. Bring {' and '.join(others)} to {first.name} first, "
+            f"as by {move}"
         )
         raise TypeError(msg)
     dtype, kind = first.common_dtype(**operands)

@@ -148,10 +148,16 @@ class Cupy(Backend):
 
     def why_unusable(self) -> str | None:
         """There is no GPU, or no driver, or one that is older than this CUDA."""
+        why = ""
         try:
-            return None if cupy.cuda.runtime.getDeviceCount() else "no CUDA device"
+            if cupy.cuda.runtime.getDeviceCount():
+                return None
         except cupy.cuda.runtime.CUDARuntimeError as error:
-            return f"no CUDA device ({error})"
+            why = f" ({error})"
+        return (
+            f"no CUDA device{why}\nIt needs an NVIDIA GPU, and a driver for its CUDA, which `nvidia-smi` names: "
+            "cupy-cuda13x is for CUDA 13, cupy-cuda12x for CUDA 12"
+        )
 
     def missing_on(self, device: Any) -> Collection[str]:
         """Before compute capability 8.0 cuBLAS has no bfloat16."""

@@ -384,7 +384,7 @@ class Backend:
     # What is asked of a library. The docstrings say what a library's file may answer otherwise.
 
     def why_unusable(self) -> str | None:
-        """What the library lacks on this machine to run at all, or None."""
+        """What the library lacks on this machine to run at all, and in a second line what to do; or None."""
         return None
 
     def missing_on(self, device: Any) -> Collection[str]:
@@ -541,17 +541,27 @@ class Backend:
                 return common, kinds[0]
             msg = (
                 f"{self.name} has no common dtype of the same kind for these: {self.describe_all(**operands)}{reason}. "
-                f"Cast all of them to one dtype first, with xp.astype"
+                f"{self._how_to_cast(self.dtype_name(dtypes[0]), **operands)}"
             )
             raise TypeError(msg)
         ranks = [KINDS.index(kind) if kind else -1 for kind in kinds]
-        widest = self.dtype_name(dtypes[ranks.index(max(ranks))]) if max(ranks) != -1 else "a floating dtype"
-        others = [name for name, operand in operands.items() if self.dtype_name(operand.dtype) != widest]
+        widest = self.dtype_name(dtypes[ranks.index(max(ranks))]) if max(ranks) != -1 else "float32"
         msg = (
             f"the dtypes must be of one kind, integer, real floating or complex floating: "
-            f"{self.describe_all(**operands)}. Cast {' and '.join(others)} to {widest} first, with xp.astype"
+            f"{self.describe_all(**operands)}. {self._how_to_cast(widest, **operands)}"
         )
         raise TypeError(msg)
+
+    def cast_call(self, name: str, array: Array, dtype: str) -> str:
+        """The call that casts an array of that name, as a reader of a message types it."""
+        if hasattr(array, "astype"):
+            return f"{name}.astype({dtype!r})"
+        return f"{self.package}.astype({name}, {self.package}.{dtype})"
+
+    def _how_to_cast(self, dtype: str, **operands: Array) -> str:
+        others = {name: array for name, array in operands.items() if self.dtype_name(array.dtype) != dtype}
+        calls = [self.cast_call(name, array, dtype) for name, array in others.items() if name.isidentifier()]
+        return f"Cast {' and '.join(others)} to {dtype} first" + (f": {', '.join(calls)}" if calls else "")
 
     # How it is timed.
 

@@ -71,6 +71,10 @@ class Torch(Backend):
         """Allow TF32."""
         torch.set_float32_matmul_precision("high")
 
+    def cast_call(self, name: str, array: Tensor, dtype: str) -> str:
+        """Cast by ``to``: torch has no ``astype``."""
+        return f"{name}.to(torch.{dtype})"
+
     def stopwatch(self, device: Any) -> Any:
         """By events in the queue of a GPU."""
         if not self.is_gpu(device):

@@ -52,7 +52,7 @@ class Plan:
         try:
             import hypothesis  # noqa: F401 - the extra's library, asked for before anything runs
         except ImportError as error:
-            msg = 'the verifier draws its cases with Hypothesis; to get it: pip install "xaffine[testing]"'
+            msg = "the verifier draws its cases with Hypothesis; to get it: pip install hypothesis"
             raise ModuleNotFoundError(msg, name="hypothesis") from error
         from xaffine.testing import strategies  # noqa: F401 - loaded before anything of the implementation runs
 
