@@ -24,7 +24,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from xaffine._checks import OPERANDS, check, check_cotangent, check_out, check_outs, check_tangents, check_tuple
-from xaffine.backends import Array
+from xaffine.backends import Array, _describe
 from xaffine.backends.standard import Result, written
 
 if TYPE_CHECKING:
@@ -58,6 +58,9 @@ class Gradients(NamedTuple):
     dx: Array
     dW: Array
     db: Array
+
+    def __repr__(self) -> str:
+        return f"<Gradients: {_describe(**self._asdict())}>"
 
 
 Vjp: TypeAlias = Callable[..., Gradients]

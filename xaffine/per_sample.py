@@ -53,6 +53,9 @@ class PerSampleGradients(NamedTuple):
     dW: Array
     db: Array | None
 
+    def __repr__(self) -> str:
+        return f"<PerSampleGradients: {_describe(**self._asdict())}>"
+
 
 def per_sample_gradients(
     dy: Array, x: Array, W: Array, b: Array | None = None, /, *, n_batch_axes: int | None = None

@@ -491,3 +491,11 @@ def test_buffer_of_a_vjp_is_filled() -> None:
     assert y is out
     assert out.tolist() == [[3] * 4] * 2
     assert vjp(out).dW.tolist() == [[6] * 4] * 3
+
+
+def test_repr_of_gradients_says_shapes_dtypes_and_library() -> None:
+    gradients = affine_backward(np.ones((5, 2), "float32"), np.ones((5, 3), "float32"), np.ones((3, 2)))
+    assert repr(gradients) == (
+        "<Gradients: dx is float32 (5, 3) (numpy on cpu); dW is float64 (3, 2) (numpy on cpu); db is None>"
+    )
+    assert repr(Gradients(0, None, 0)) == "<Gradients: dx is a builtins.int; dW is None; db is a builtins.int>"

@@ -579,3 +579,8 @@ def test_library_may_split_dy_as_x(monkeypatch: pytest.MonkeyPatch, n_batch_axes
 def test_products_of_no_samples_have_their_dtype() -> None:
     products = per_sample._products(NUMPY, np.zeros((0, 2, 3), "f"), np.zeros((0, 2, 4), "f"))
     assert (products.shape, products.dtype) == ((0, 3, 4), np.float32)
+
+
+def test_repr_says_shapes_dtypes_and_library() -> None:
+    each = per_sample_gradients(np.ones((5, 2)), np.ones((5, 3)), np.ones((3, 2)))
+    assert repr(each) == "<PerSampleGradients: dW is float64 (5, 3, 2) (numpy on cpu); db is None>"
