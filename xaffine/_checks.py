@@ -331,7 +331,7 @@ def _check_buffer(plan: Plan, name: str, out: Array, like: Array, shape: tuple[A
     if not is_ours:
         fault = "must be an array of the library of the operands"
     elif (device := backend.device_of(out)) != (expected := backend.device_of(like)) and None not in (device, expected):
-        fault, error = f"must be on the device of the operands, {expected}", ValueError
+        fault, error = f"must be on the device of the operands, {backend.device_name(expected)}", ValueError
     elif out.shape != shape and shapes_differ(out.shape, shape):
         fault, error = f"must have the shape {shape_text(shape)}", ValueError
     elif not backend.fills_unknown and not all(map(is_known, (*out.shape, *shape))):

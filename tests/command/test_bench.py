@@ -35,8 +35,7 @@ def test_rows_compare_every_implementation_with_the_limit_and_each_other(numpy_b
         assert (row["dtype"], row["shape"]) == ("float64", [5, 3, 4])
 
 
-def test_command_writes_table_data_and_plot(capfd: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "400")  # or rich folds the name of the target
+def test_command_writes_table_data_and_plot(capfd: Any, tmp_path: Path) -> None:
     data, plot = tmp_path / "bench.json", tmp_path / "bench.svg"
     target = f"{PEERS}:Classic"
     arguments = ["--beside", target, "--shapes", "2,3,4", "6x5x4", "--rounds", "1", "--dtype", "float32", "float64"]
@@ -44,7 +43,7 @@ def test_command_writes_table_data_and_plot(capfd: Any, tmp_path: Path, monkeypa
     printed = capfd.readouterr()
     assert printed.err == ""
     assert "both/limit" in printed.out
-    assert target in printed.out
+    assert "…peers.py:Classic" in printed.out.replace("/", "")
     found = json.loads(data.read_text())
     assert {tuple(r["shape"]) for r in found["rows"]} == {(2, 3, 4), (6, 5, 4)}
     assert {r["dtype"] for r in found["rows"]} == {"float32", "float64"}
@@ -55,6 +54,44 @@ def test_command_writes_table_data_and_plot(capfd: Any, tmp_path: Path, monkeypa
     drawing = plot.read_text()
     assert drawing.count("<svg") == 1
     assert "Classic" in drawing or "<use" in drawing  # text as text, or as paths
+
+
+@pytest.mark.parametrize("cache", ["warm", "cold"])
+def test_table_fits_80_columns_and_breaks_no_word(capsys: Any, monkeypatch: pytest.MonkeyPatch, cache: str) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    names = {"limit": 1.0, "xaffine": 2.0, "folder/of/mine/layers.py:AnAffineLayerOfMine": 3.0, "xaffine, out=": 1.7}
+    shape = [262_144, 1024, 1024]
+    rows = [
+        {
+            "group": "cupy", "dtype": "bfloat16", "shape": shape, "implementation": name, "what": what, "cache": each,
+            "median": 1.2345 * times, "ratio": 10.5, "ratio_low": 10.25, "ratio_high": 10.75,
+            "to": {other: times / value for other, value in names.items()},
+        }
+        for name, times in names.items() for what in ("forward", "backward", "both") for each in {"warm", cache}
+    ]  # fmt: skip
+    facts = {"version": "14.2.0", "device": "cuda:0", "threads": "threads of its own", "rates": {"bfloat16": 700.0}}
+    found = {"xaffine": "1", "python": "3", "system": "here", "cores": 1, "groups": {"cupy": facts}, "rows": rows}
+    bench._print_rows(found)
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) <= 80
+    ratio = "10.50 (10.25-10.75)" if cache == "warm" else "10.50 "
+    for cell in ("262144x1024x1024", "limit", "…AffineLayerOfMine", "xaffine, out=", "1.23 s", ratio):
+        assert cell in printed
+    assert printed.endswith("without, at\n  cupy bfloat16 262144x1024x1024 (0.85)\n")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (1.234e-7, "0.123 µs"),
+        (9.99e-4, "999 µs"),
+        (9.996e-4, "1.00 ms"),
+        (1, "1.00 s"),
+        (7, "7.00 s"),
+    ],
+)
+def test_durations_have_three_digits(seconds: float, text: str) -> None:
+    assert bench._duration(seconds) == text
 
 
 def test_run_that_is_cut_off_keeps_its_rows(
@@ -167,7 +204,7 @@ def test_interrupt_leaves_the_rows_that_were_measured(tmp_path: Path, whom: str)
         finally:
             parent.kill()
     assert (parent.returncode, err) == (130, "xaffine: interrupted\n")
-    assert "2, 3, 4" in out
+    assert "2x3x4" in out
     assert "1500" not in out
     assert {tuple(row["shape"]) for row in json.loads(data.read_text())["rows"]} == {(2, 3, 4)}
 
@@ -235,11 +272,6 @@ def test_wrong_options_exit_with_2(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as exit_:
         __main__.main(["bench", *arguments])
     assert exit_.value.code == 2
-
-
-def test_long_times_have_no_fraction() -> None:
-    assert bench._microseconds(0.0123456) == "12,346"
-    assert bench._microseconds(1.2345e-6) == "1.23"
 
 
 def test_quartiles_of_one_round_are_that_round() -> None:

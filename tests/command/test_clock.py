@@ -55,7 +55,7 @@ class TestOnAGpu:
         found = {"xaffine": "1", "python": "3", "system": "here", "cores": 1, "groups": {"numpy": facts}, "rows": rows}
         bench._print_rows(found)
         printed = " ".join(capsys.readouterr().out.split())
-        for words in ("cold", "TFLOP/s", "of its rate in a bare product of 8192³"):
+        for words in ("cold", "TFLOP/s", "of card", "of its rate in a bare product of 8192³"):
             assert words in printed
 
     def test_rate_of_a_card_is_that_of_its_largest_product(self, numpy_backend: Backend) -> None:

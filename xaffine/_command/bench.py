@@ -57,6 +57,8 @@ GRID = (
 
 _BACKENDS = ("numpy", "torch", "jax", "cupy")  # whose products into ready memory are known here
 _WHAT = {"forward": 2, "backward": 4, "both": 6}  # and how many operations it has, in units of N·n·m
+_WIDEST = 18  # characters of a name in the table
+_WORTH = 0.9  # of the time without buffers, from which on they are recommended
 _LARGE = 8192  # the square product that shows the rate of a card
 _SILENCE = 600.0  # seconds without a sign of life from a process
 
@@ -85,7 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=argparse.SUPPRESS,
         help="write all figures to a file, anew after each shape",
     )
-    parser.add_argument("--plot", type=Path, metavar="FILE", help='draw the ratios (needs "xaffine[plot]")')
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the ratios (needs matplotlib)")
     parser.set_defaults(run=run)
 
 
@@ -169,28 +171,47 @@ def _is_here(name: str) -> bool:
 
 def _print_rows(found: dict[str, Any]) -> None:
     print(f"xaffine {found['xaffine']}, Python {found['python']}, {found['system']}, {found['cores']} cores")
-    for group, facts in found["groups"].items():
-        print(f"{group}: {facts['version']} on {facts['device']}; {facts['threads']}")
-    print()
-    cold = any(row["cache"] == "cold" for row in found["rows"])
-    rows, styles = [], []
-    for key, some in itertools.groupby(found["rows"], key=lambda r: (r["group"], r["dtype"], r["shape"])):
-        for name, each in itertools.groupby(some, key=lambda r: r["implementation"]):
-            by_what = {(r["what"], r["cache"]): r for r in each}
-            both = by_what["both", "warm"]
-            cells = [_microseconds(by_what[what, "warm"]["median"]) for what in _WHAT]
-            cells.append(f"{both['ratio']:.2f} ({both['ratio_low']:.2f}-{both['ratio_high']:.2f})")
-            if cold:
-                flushed = by_what.get(("both", "cold"))
-                cells.append("" if flushed is None else _microseconds(flushed["median"]))
-                cells += _rates(both, found["groups"][key[0]]["rates"].get(key[1]))
-            rows.append((key[0], key[1], ", ".join(map(str, key[2])), name, *cells))
-            styles.append("dim" if name == "limit" else "bold" if name.startswith("xaffine") else "")
-    header = ["group", "dtype", "N, n, m", "implementation", *(f"{what}/µs" for what in _WHAT), "both/limit"]
-    print_table((*header, *(["cold both/µs", "TFLOP/s", "of the card"] if cold else [])), rows, styles)
-    print("\nlimit: the bare matrix products into ready memory. Ratios: median of the rounds, with quartiles.")
-    if cold:
-        print(f"cold: with the device's cache emptied before. of the card: of its rate in a bare product of {_LARGE}³.")
+    for (group, dtype), rows in itertools.groupby(found["rows"], key=lambda r: (r["group"], r["dtype"])):
+        facts = found["groups"][group]
+        print(f"\n{group} {facts['version']} on {facts['device']}, {dtype}; {facts['threads']}")
+        _print_table(list(rows), facts["rates"].get(dtype))
+    print("\nlimit: the bare matrix products into ready memory")
+    print("both/limit: median of the rounds, and quartiles where there is room")
+    if any(row["cache"] == "cold" for row in found["rows"]):
+        print(f"cold: both with the device's cache emptied before\nof card: of its rate in a bare product of {_LARGE}³")
+    saving = [
+        f"{row['group']} {row['dtype']} {_text_of(row['shape'])} ({row['to']['xaffine']:.2f})"
+        for row in found["rows"]
+        if (row["implementation"], row["what"], row["cache"]) == ("xaffine, out=", "both", "warm")
+        and row["to"]["xaffine"] < _WORTH
+    ]
+    if saving:
+        print("out= is worth its buffers, as both take at most 0.9 of the time without, at")
+        print("\n".join(f"  {each}" for each in saving))
+
+
+def _print_table(rows: list[dict[str, Any]], card: float | None) -> None:
+    """Print what was measured for one dtype of one library, in at most 80 columns."""
+    cold = any(row["cache"] == "cold" for row in rows)
+    lines, styles = [], []
+    for (shape, name), each in itertools.groupby(rows, key=lambda r: (r["shape"], r["implementation"])):
+        by_what = {(row["what"], row["cache"]): row for row in each}
+        both = by_what["both", "warm"]
+        ratio = f"{both['ratio']:.2f} ({both['ratio_low']:.2f}-{both['ratio_high']:.2f})"
+        cells = [_duration(by_what[what, "warm"]["median"]) for what in _WHAT]
+        if cold:
+            flushed = by_what.get(("both", "cold"))
+            cells = [cells[-1], "" if flushed is None else _duration(flushed["median"]), *_rates(both, card)]
+            ratio = ratio.partition(" ")[0]
+        shortened = name if len(name) <= _WIDEST else f"…{name[1 - _WIDEST :]}"
+        lines.append((_text_of(shape) if name == "limit" else "", shortened, *cells, ratio))
+        styles.append("dim" if name == "limit" else "bold" if name.startswith("xaffine") else "")
+    columns = ("both", "cold", "TFLOP/s", "of card") if cold else tuple(_WHAT)
+    print_table(("N x n x m", "implementation", *columns, "both/limit"), lines, styles)
+
+
+def _text_of(shape: list[int]) -> str:
+    return "x".join(map(str, shape))
 
 
 def _rates(row: dict[str, Any], card: float | None) -> tuple[str, str]:
@@ -206,8 +227,9 @@ def teraflops(row: dict[str, Any]) -> float:
     return 1e-12 * _WHAT[row["what"]] * float(N * n * m) / seconds
 
 
-def _microseconds(seconds: float) -> str:
-    return f"{seconds * 1e6:,.0f}" if seconds >= 1e-4 else f"{seconds * 1e6:.3g}"
+def _duration(seconds: float) -> str:
+    unit, scale = ("µs", 1e6) if seconds < 9.995e-4 else ("ms", 1e3) if seconds < 0.9995 else ("s", 1)
+    return f"{seconds * scale:#.3g}".rstrip(".") + f" {unit}"
 
 
 # In the worker.
@@ -345,7 +367,8 @@ def _work(
         library.use_full_precision()
     device = None if device is None else library.device(device)
     clock = clock_of(library, device or library.devices[0])
-    facts = {"version": library.version, "device": str(device or library.devices[0]), "clock": clock.name}
+    place = library.device_name(device or library.devices[0])
+    facts = {"version": library.version, "device": place, "clock": clock.name}
     makers = {target: import_target(target) for target in beside}
     rates = {name: _rate(library, name, device, clock) for name in dtype if clock.flush is not None}
     emit("group", **facts, threads=_threads(library), rates=rates)

@@ -41,6 +41,8 @@ _TIME_LIMIT = 300  # seconds for one backend
 # N = n = m of the products that show the rate of a machine: the same for all libraries, so that their rates compare.
 _CPU_SIZE, _GPU_SIZE = 1024, 4096
 _PASS_LIMIT = 5.0  # seconds for one forward and backward of that size
+_TRIES = 3  # to measure a rate while nothing else runs
+_MOST_OF_OTHERS = 0.05  # of the cores, taken by other processes; beyond it a rate says nothing of the library
 
 # x, n_batch_axes and m of the cases: a batch, a tensor with several batch axes, one vector, an empty batch.
 _SHAPES = (((17, 13), 1, 7), ((3, 2, 2, 5), 2, 9), ((11,), 0, 4), ((0, 3), 1, 2))
@@ -122,7 +124,7 @@ def examine(name: str) -> dict[str, Any]:
         return blank_report(name, status=status, note=str(error))
     backend.use_full_precision()
     report = blank_report(name, status="right", note=None)
-    report |= {"version": backend.version, "device": _device_name(backend.devices[0])}
+    report |= {"version": backend.version, "device": backend.device_name(backend.devices[0])}
     report["dtypes"] = [dtype for dtype in ("float32", "float64") if dtype in backend.dtypes()]
     try:
         report["worst_error"] = verify(backend, report["dtypes"])
@@ -133,9 +135,9 @@ def examine(name: str) -> dict[str, Any]:
     try:
         report["throughput"] = measure_throughput(backend)
     except TooSlowError as error:
-        report["note"] = f"throughput not measured: {error}"
+        report["note"] = f"rate not measured: {error}"
     except Exception as error:  # out of memory, say, which leaves the gradients right
-        report["note"] = f"throughput not measured: {type(error).__name__}: {error}"
+        report["note"] = f"rate not measured: {type(error).__name__}: {error}"
     return report
 
 
@@ -181,7 +183,7 @@ class TooSlowError(Exception):
     """A library would take too long to show its rate."""
 
 
-def measure_throughput(backend: Backend, seconds: float = 1.0) -> dict[str, float]:
+def measure_throughput(backend: Backend, seconds: float = 1.0) -> dict[str, Any]:
     """Time forward and backward of a square float32 layer beside their three bare matrix products.
 
     Parameters
@@ -195,7 +197,7 @@ def measure_throughput(backend: Backend, seconds: float = 1.0) -> dict[str, floa
     -------
     dict
         ``size`` is N = n = m, 1024 on a CPU and 4096 on a GPU; ``layer`` and ``matmul`` are medians in GFLOP/s of
-        interleaved rounds.
+        interleaved rounds; ``quiet`` is whether no other work took the cores meanwhile, in one of three tries.
 
     Raises
     ------
@@ -232,53 +234,97 @@ def measure_throughput(backend: Backend, seconds: float = 1.0) -> dict[str, floa
                 "rates are compared"
             )
             raise TooSlowError(msg)
-    pairs: list[tuple[float, float]] = []
-    end = time.perf_counter() + seconds
-    while not pairs or time.perf_counter() < end:
-        pairs.append((time_of(layer, operands), time_of(matmul, operands)))
+    for _ in range(_TRIES):
+        pairs: list[tuple[float, float]] = []
+        load, end = _Load(), time.perf_counter() + seconds
+        while not pairs or time.perf_counter() < end:
+            pairs.append((time_of(layer, operands), time_of(matmul, operands)))
+        if quiet := load.is_low():
+            break
     gflop = 6e-9 * size**3
     medians = [gflop / statistics.median(times) for times in zip(*pairs, strict=True)]
-    return {"size": size, "layer": medians[0], "matmul": medians[1]}
+    return {"size": size, "layer": medians[0], "matmul": medians[1], "quiet": quiet}
+
+
+class _Load:
+    """What other processes take from the cores from now on; nothing, where psutil is missing."""
+
+    def __init__(self) -> None:
+        try:
+            import psutil
+        except ImportError:
+            return
+        psutil.cpu_percent()  # the next call says what happened since this one
+        self._psutil, self._start, self._own = psutil, time.monotonic(), time.process_time()
+
+    def is_low(self) -> bool:
+        """Whether others took at most a twentieth of the cores, or left one of them idle."""
+        if not hasattr(self, "_psutil"):
+            return True
+        elapsed = time.monotonic() - self._start
+        available = elapsed * self._psutil.cpu_count()
+        busy = available * self._psutil.cpu_percent() / 100
+        others = busy - (time.process_time() - self._own)
+        return bool(others <= _MOST_OF_OTHERS * available or available - busy >= elapsed)
 
 
 def _print_reports(machine: dict[str, Any], reports: list[dict[str, Any]]) -> None:
     print(f"xaffine {machine['xaffine']}, Python {machine['python']}, {machine['system']}, {machine['cores']} cores")
     print(f"BLAS of NumPy: {machine['blas']}\n")
-    styles = [{"right": "green", "wrong": "bold red"}.get(report["status"], "dim") for report in reports]
+    absent = [report["backend"] for report in reports if report["status"] == "not installed"]
+    here = [report for report in reports if report["status"] != "not installed"]
+    styles = [{"right": "green", "wrong": "bold red"}.get(report["status"], "dim") for report in here]
     header = ("backend", "version", "device", "gradients", "error", "GFLOP/s", "matmul")
-    print_table(header, [_row(report) for report in reports], styles)
+    print_table(header, [_row(report) for report in here], styles)
     print(
-        "\nright: forward and backward exact on integers, and within their rounding bounds on"
-        "\nfloats; error is the worst, as a fraction of its bound. GFLOP/s: forward and backward"
+        "\nerror: the worst, as a fraction of its rounding bound. GFLOP/s: forward and backward"
         "\nin float32, beside the same matrix products alone."
     )
+    if any(_is_busy(report) for report in here):
+        print("busy: other work took the cores meanwhile; run it again when the machine is quiet.")
     for found in machine["lost_speed"]:
         print(f"\n{found['setting']}: {found['times']:.2f}x faster here")
-    for report in reports:
+    for report in here:
         if report["note"]:
             print(f"\n{report['backend']}: {report['note']}")
+    if absent:
+        names = " | ".join(backends._INSTALL[name] for name in absent)
+        print(f"\nnot installed: {', '.join(absent)}; to add one: pip install {names}")
+    print(f"\n{_summary(here)}")
+
+
+def _summary(reports: list[dict[str, Any]]) -> str:
+    """The verdict of all libraries that are installed, in one line."""
+    by_status: dict[str, list[str]] = {}
+    for report in reports:
+        by_status.setdefault(report["status"], []).append(report["backend"])
+    texts = {
+        "wrong": "WRONG gradients on", "not finished": "not finished on", "right": "forward and backward are right on",
+        "unusable": "unusable here:",
+    }  # fmt: skip
+    return "; ".join(f"{text} {', '.join(by_status[status])}" for status, text in texts.items() if status in by_status)
+
+
+def _is_busy(report: dict[str, Any]) -> bool:
+    return report["throughput"] is not None and not report["throughput"]["quiet"]
 
 
 def _row(report: dict[str, Any]) -> tuple[str, ...]:
     speed = report["throughput"]
     worst = report["worst_error"]
+    rates = ["-"] * 2 if speed is None else [_three_digits(speed[what]) for what in ("layer", "matmul")]
     return (
         report["backend"],
         report["version"] or "-",
         report["device"] or "-",
-        {"wrong": "WRONG", "not installed": "absent"}.get(report["status"], report["status"]),
+        "WRONG" if report["status"] == "wrong" else report["status"],
         "-" if worst is None else f"{worst:.2f}",
-        *("-" if speed is None else _three_digits(speed[what]) for what in ("layer", "matmul")),
+        *(["busy"] * 2 if _is_busy(report) else rates),
     )
 
 
 def _three_digits(number: float) -> str:
     return f"{number:,.0f}" if number >= 1000 else f"{number:.3g}"
-
-
-def _device_name(device: Any) -> str:
-    # The one device of ndonnx has no text of its own.
-    return "cpu" if str(device) == object.__repr__(device) else str(device).strip("<>")
 
 
 def _work(emit: Callable[..., None], name: str) -> None:

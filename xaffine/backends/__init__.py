@@ -26,16 +26,16 @@ __all__ = ["Array", "Backend", "backend_of", "get", "installed", "move", "names"
 Name: TypeAlias = Literal["numpy", "cupy", "torch", "jax", "dask", "array-api-strict", "ndonnx", "sparse"]
 """The name of a backend."""
 
-# A new library is one entry here, with the command that installs it, and a file of that name.
+# A new library is one entry here, with what pip is told to install, and a file of that name.
 _INSTALL = {
-    "numpy": "pip install numpy",
-    "cupy": 'pip install "cupy-cuda13x[ctk]" (or "cupy-cuda12x[ctk]": `nvidia-smi` says which CUDA your driver runs)',
-    "torch": "pip install torch",
-    "jax": "pip install jax",
-    "dask": 'pip install "dask[array]"',
-    "array-api-strict": "pip install array-api-strict",
-    "ndonnx": "pip install ndonnx onnxruntime",
-    "sparse": "pip install sparse",
+    "numpy": "numpy",
+    "cupy": '"cupy-cuda13x[ctk]"',
+    "torch": "torch",
+    "jax": "jax",
+    "dask": '"dask[array]"',
+    "array-api-strict": "array-api-strict",
+    "ndonnx": "ndonnx onnxruntime",
+    "sparse": "sparse",
 }
 _FILES = {name.replace("-", "_"): name for name in _INSTALL}
 _OTHERS: dict[str, Backend] = {}  # by the namespace, for libraries without a file
@@ -110,13 +110,14 @@ def get(name: str) -> Backend:
         raise ValueError(msg)
     file = name.replace("-", "_")
     if importlib.util.find_spec(file) is None:
-        msg = f"the backend {name!r} is not installed; to get it: {_INSTALL[name]}"
+        msg = f"the backend {name!r} is not installed; to get it: pip install {_INSTALL[name]}"
         raise ModuleNotFoundError(msg, name=file)
     try:
         backend = _of_file(file)
         backend.xp  # noqa: B018 - which imports it
     except ImportError as error:
-        msg = f"the backend {name!r} is installed and cannot be imported ({error}); to renew it: {_INSTALL[name]}"
+        renew = f"pip install {_INSTALL[name]}"
+        msg = f"the backend {name!r} is installed and cannot be imported ({error}); to renew it: {renew}"
         raise ImportError(msg, name=file) from error
     if missing := backend.why_unusable():
         msg = f"the backend {name!r} is installed ({backend.version}) and finds {missing}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import array_api_strict
 import numpy as np
 
@@ -15,6 +17,10 @@ class ArrayApiStrict(Backend):
 
     name = "array-api-strict"
     namespace = "array_api_strict"
+
+    def device_name(self, device: Any) -> str:
+        """The name alone, of ``array_api_strict.Device('CPU_DEVICE')``."""
+        return str(device).split("'")[1]
 
     def to_numpy(self, array: Array) -> np.ndarray:
         """Bring it to the one device that NumPy reads."""

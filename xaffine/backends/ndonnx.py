@@ -30,6 +30,10 @@ class Ndonnx(Backend):
     halves = ("float16",)
     inexact = ("uint64", "bool")  # summed by way of float64; no numbers
 
+    def device_name(self, device: object) -> str:
+        """Its one device has no text of its own."""
+        return "cpu"
+
     def to_numpy(self, array: ndx.Array) -> np.ndarray:
         """Run the model."""
         return array.unwrap_numpy()  # type: ignore[no-any-return]

@@ -111,7 +111,7 @@ class Backend:
         """The command that installs the library; empty for a library without a file of its own."""
         from xaffine import backends
 
-        return backends._INSTALL.get(self.name, "")
+        return f"pip install {backends._INSTALL[self.name]}" if self.name in backends._INSTALL else ""
 
     @property
     def version(self) -> str:
@@ -148,10 +148,16 @@ class Backend:
         'cpu'
         """
         for device in self.devices:
-            if name in (device, str(device).strip("<>")) or (name == "gpu" and self.is_gpu(device)):
+            if name in (device, str(device).strip("<>"), self.device_name(device)) or (
+                name == "gpu" and self.is_gpu(device)
+            ):
                 return device
-        msg = f"{self.name} has no device {name}; it has {', '.join(str(d).strip('<>') for d in self.devices)}"
+        msg = f"{self.name} has no device {name}; it has {', '.join(map(self.device_name, self.devices))}"
         raise ValueError(msg)
+
+    def device_name(self, device: Any) -> str:
+        """The text of a device, such as ``"cuda:1"``, by which `device` finds it."""
+        return str(device).strip("<>")
 
     def is_gpu(self, device: Any) -> bool:
         """Whether a device is a GPU, by its text.
@@ -512,7 +518,7 @@ class Backend:
     def describe(self, array: Array) -> str:
         """Dtype, shape, library and device of an array."""
         device = self.device_of(array)
-        place = self.package if device is None else f"{self.package} on {device}"
+        place = self.package if device is None else f"{self.package} on {self.device_name(device)}"
         return f"{self.dtype_name(array.dtype)} {shape_text(array.shape)} ({place})"
 
     def describe_all(self, **operands: Array) -> str:

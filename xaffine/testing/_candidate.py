@@ -240,7 +240,7 @@ class Candidate:
         device = self.backend.device_of(result)
         return Returned(
             _kind(result), is_own, type(result) is type(self.inputs["x"]), shape, str(result.dtype).rpartition(".")[2],
-            None if device is None else str(device), len(self.kept) - 1, values,
+            None if device is None else self.backend.device_name(device), len(self.kept) - 1, values,
         )  # fmt: skip
 
     def _values(self, array: Array) -> np.ndarray:
@@ -301,7 +301,7 @@ def prepare(
         adapter=adapter,
         backend=library.name,
         version=library.version,
-        device=str(library.devices[0] if own is None else own),
+        device=library.device_name(library.devices[0] if own is None else own),
         device_index=None if own is None else library.devices.index(own),
         dtypes=library.dtypes(own),
         takes_batch_axes=takes_batch_axes(make),
