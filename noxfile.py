@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 import sys
 import tempfile
+import time
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -23,6 +25,7 @@ nox.options.error_on_external_run = True
 nox.needs_version = ">=2025.5"
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
+BEGAN = time.monotonic()
 BACKENDS = ("numpy", "array-api-strict", "torch", "jax", "dask", "sparse", "ndonnx", "cupy")
 COVERED = (*BACKENDS, "cupy-standin")
 # What a session runs on its backend, if it is not all tests once: the variables of each run, and its arguments.
@@ -52,7 +55,9 @@ PARALLEL = () if NO_VENV and find_spec("xdist") is None else ("-n", "auto", "--d
 SITE = "docs/_build/html"
 DATA = Path(".nox", "coverage").resolve()  # apart from .coverage, beside which `coverage report` removes what it finds
 # What takes longer, and the lowest versions, are run by CI: .ci/run.
-nox.options.sessions = ["lint", *(f"tests({b})" for b in (*BACKENDS, "cupy-standin")), "coverage", "docs", "build"]
+nox.options.sessions = [
+    "lint", *(f"tests({b})" for b in (*BACKENDS, "cupy-standin")), "coverage", "docs", "build", "cost"
+]  # fmt: skip
 
 
 def lowest(requirements: list[str]) -> list[str]:
@@ -161,6 +166,15 @@ def build(session: nox.Session) -> None:
             session.run("pip", "uninstall", "--yes", "xaffine")
         for target in kept:
             shutil.copytree(folder, target, dirs_exist_ok=True)
+
+
+@nox.session(venv_backend="none")
+def cost(session: nox.Session) -> None:
+    """Say what the sessions before this one took, beside what the README says."""
+    minutes = (time.monotonic() - BEGAN) / 60
+    size = sum(path.lstat().st_size for path in Path(".nox").rglob("*") if path.is_file()) / 1e9
+    said = re.search(r"about \d+ minutes and \d+ GB", Path("README.md").read_text(encoding="utf-8"))
+    session.log("%.0f minutes, and %.1f GB in .nox; the README says %s", minutes, size, said[0] if said else "nothing")
 
 
 @nox.session

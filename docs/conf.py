@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tomllib
 from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -50,6 +51,10 @@ numpydoc_validation_exclude = {
 }
 
 html_theme = "furo"
+REPOSITORY = tomllib.loads(Path(__file__).parents[1].joinpath("pyproject.toml").read_text("utf-8"))["project"]["urls"]
+html_theme_options = {
+    "source_repository": REPOSITORY["Repository"], "source_branch": "main", "source_directory": "docs/"
+}  # fmt: skip
 html_title = "xaffine"
 html_math_renderer = "mathml"
 html_static_path = ["_static"]
