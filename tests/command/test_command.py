@@ -132,7 +132,7 @@ def test_table_shows_every_fact(monkeypatch: pytest.MonkeyPatch, capsys: Any, wi
     assert machine.count("\n") == 1
     assert max(map(len, table.splitlines())) <= 80
     assert "torch" not in table
-    assert absent == 'not installed: torch, dask; to add one: pip install torch | "dask[array]"'
+    assert absent == 'not installed; pip install any of: torch, "dask[array]"'
     assert summary == "forward and backward are right on numpy; unusable here: cupy"
 
 

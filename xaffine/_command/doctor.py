@@ -288,8 +288,8 @@ def _print_reports(machine: dict[str, Any], reports: list[dict[str, Any]]) -> No
         if report["note"]:
             print(f"\n{report['backend']}: {report['note']}")
     if absent:
-        names = " | ".join(backends._INSTALL[name] for name in absent)
-        print(f"\nnot installed: {', '.join(absent)}; to add one: pip install {names}")
+        requirements = ", ".join(backends._INSTALL[name] for name in absent)
+        print(f"\nnot installed; pip install any of: {requirements}")
     print(f"\n{_summary(here)}")
 
 
