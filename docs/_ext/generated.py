@@ -44,8 +44,8 @@ class NoxSessions(Directive):  # type: ignore[misc] # likewise
                 ast.unparse(mark).startswith("nox.session") for mark in function.decorator_list
             ):
                 named = "" if f'"{function.name}' in default else " Only if named."
-                lines = textwrap.wrap(f"{ast.get_docstring(function)}{named}", 78)
-                listing.append(f"{function.name:10}" + f"\n{'':10}".join(lines))
+                lines = textwrap.wrap(f"{ast.get_docstring(function)}{named}", 76)
+                listing.append(f"{function.name:12}" + f"\n{'':12}".join(lines))
         text = "\n".join(listing)
         return [nodes.literal_block(text, text, language="text")]
 
