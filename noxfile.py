@@ -144,7 +144,20 @@ def docs(session: nox.Session) -> None:
     """Build the site into docs/_build, run every cell of its pages, and test pages, figures and scripts."""
     groups = nox.project.dependency_groups(PYPROJECT, "docs")
     python = environment(session, "shared", "-e", ".[cli,testing,plot,io]", *groups)
-    build = [python, "-m", "sphinx", "-W", "--keep-going", "-E", "-d", "docs/_build/doctrees", "docs", SITE]
+    build = [
+        python,
+        "-m",
+        "sphinx",
+        "-W",
+        "--keep-going",
+        "-E",
+        "-j",
+        "auto",
+        "-d",
+        "docs/_build/doctrees",
+        "docs",
+        SITE,
+    ]
     session.run(*build, env={"JAX_PLATFORMS": "cpu"}, external=True)  # or it says on stderr that it could use a GPU
     session.run(python, "-m", "pytest", *PARALLEL, "docs/tests", "--site", SITE, external=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import tomllib
 from importlib.metadata import version as version_of
@@ -18,18 +19,30 @@ author = "The xaffine developers"
 copyright = author  # noqa: A001 - the name that Sphinx reads
 version = release = version_of("xaffine")
 
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.viewcode", "numpydoc", "mathml"]
+extensions = [
+    "myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.viewcode", "sphinxcontrib.programoutput",
+    "numpydoc", "generated", "mathml",
+]  # fmt: skip
 exclude_patterns = ["_build"]
 nitpicky = True
 smartquotes = False  # quotation marks may be those of code
 nitpick_ignore = [("py:class", "collections.abc.Callable")]
 
-# Every {code-cell} of a page runs when the page is built, and an error in one is an error of the build.
+# Every {code-cell} and {command-output} of a page runs when the page is built, and an error in one is an error of the
+# build. Cells run in an empty folder, as test_as_typed.py runs them again without this site and its notebooks. Commands
+# find the `xaffine` of the Python that builds, and a terminal of 88 columns without colours.
 nb_execution_mode = "force"
+nb_execution_in_temp = True
 nb_execution_raise_on_error = True
 nb_execution_timeout = 120
 nb_merge_streams = True
 nb_output_stderr = "error"
+os.environ |= {
+    "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+    "COLUMNS": "88",
+    "NO_COLOR": "1",
+    "MATPLOTLIBRC": str(Path(__file__).with_name("matplotlibrc")),
+}
 myst_enable_extensions = ["amsmath", "attrs_block", "attrs_inline", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 

@@ -85,6 +85,13 @@ def test_pages_with_cells_say_so_to_the_builder(page: str) -> None:
     assert "\nkernelspec:\n" in TEXTS[page].partition("\n---\n")[0]
 
 
+@pytest.mark.parametrize("page", [page for page in TEXTS if page.startswith("docs/")])
+def test_no_page_takes_the_package_from_an_index_where_it_is_not(page: str) -> None:
+    """It is installed from a clone. The page of conformance has messages as they were when it was written."""
+    if page != "docs/conformance/README.md":
+        assert not re.search(r"pip install[^`\n]*xaffine", TEXTS[page])
+
+
 def commands_of(text: str) -> list[str]:
     """Lines of shell blocks, indented commands, and commands within a sentence."""
     lines = [line for block in re.findall(r"^```sh\n(.*?)^```$", text, re.M | re.S) for line in block.splitlines()]

@@ -436,6 +436,9 @@ class ndarray:  # noqa: N801 - CuPy's name
     def __abs__(self) -> ndarray:
         return UFUNCS["absolute"](self)
 
+    def __neg__(self) -> ndarray:
+        return UFUNCS["negative"](self)
+
     def dot(self, b: ndarray, out: ndarray | None = None) -> ndarray:
         for other in (b, self if out is None else out):
             if not isinstance(other, ndarray):
