@@ -55,9 +55,7 @@ PARALLEL = () if NO_VENV and find_spec("xdist") is None else ("-n", "auto", "--d
 SITE = "docs/_build/html"
 DATA = Path(".nox", "coverage").resolve()  # apart from .coverage, beside which `coverage report` removes what it finds
 # What takes longer, and the lowest versions, are run by CI: .ci/run.
-nox.options.sessions = [
-    "lint", *(f"tests({b})" for b in (*BACKENDS, "cupy-standin")), "coverage", "docs", "build", "cost"
-]  # fmt: skip
+nox.options.sessions = ["lint", *(f"tests({b})" for b in COVERED), "coverage", "docs", "build", "cost"]
 
 
 def lowest(requirements: list[str]) -> list[str]:
@@ -144,20 +142,8 @@ def docs(session: nox.Session) -> None:
     """Build the site into docs/_build, run every cell of its pages, and test pages, figures and scripts."""
     groups = nox.project.dependency_groups(PYPROJECT, "docs")
     python = environment(session, "shared", "-e", ".[cli,testing,plot,io]", *groups)
-    build = [
-        python,
-        "-m",
-        "sphinx",
-        "-W",
-        "--keep-going",
-        "-E",
-        "-j",
-        "auto",
-        "-d",
-        "docs/_build/doctrees",
-        "docs",
-        SITE,
-    ]
+    options = ["-W", "--keep-going", "-E", "-j", "auto", "-d", "docs/_build/doctrees"]
+    build = [python, "-m", "sphinx", *options, "docs", SITE]
     session.run(*build, env={"JAX_PLATFORMS": "cpu"}, external=True)  # or it says on stderr that it could use a GPU
     session.run(python, "-m", "pytest", *PARALLEL, "docs/tests", "--site", SITE, external=True)
 

@@ -37,7 +37,7 @@ class NoxSessions(Directive):  # type: ignore[misc] # likewise
     def run(self) -> list[nodes.Node]:
         """Called by docutils."""
         noxfile = (_ROOT / "noxfile.py").read_text(encoding="utf-8")
-        default = noxfile.partition("\nnox.options.sessions = ")[2].partition("\n]")[0]
+        default = noxfile.partition("\nnox.options.sessions = ")[2].partition("\n")[0]
         listing = []
         for function in ast.parse(noxfile).body:
             if isinstance(function, ast.FunctionDef) and any(
