@@ -1,7 +1,7 @@
-"""What a user copies from a page passes strict type checkers: ``python tests/typed_pages.py`` runs them on all pages.
+"""The examples of README and guides under strict type checkers, as users run them: ``python tests/typed_pages.py``.
 
-The code of a page becomes one module, in which every line keeps its number. Functions of a page's own need no
-annotations, since these pages teach; what they call of xaffine is checked all the same.
+The code of a page becomes one module, in which every line keeps its number. Its own functions need no annotations,
+may be defined twice and may override others, since these pages teach; what they use of xaffine is checked all the same.
 """
 
 from __future__ import annotations
@@ -15,45 +15,51 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/guides/*.md"))]
+BLOCK = re.compile(
+    r"^```(?:python|\{code-cell\}.*)\n((?:---\n(?:.*\n)*?---\n)?(?::.*\n)*)((?:.*\n)*?)```$", re.MULTILINE
+)
 MYPY = [
-    "--allow-untyped-defs",
-    "--allow-incomplete-defs",
-    "--allow-untyped-calls",
-    "--allow-redefinition",
-    "--disable-error-code=no-redef",
-]
+    "--allow-untyped-defs", "--allow-incomplete-defs", "--allow-untyped-calls", "--allow-redefinition",
+    "--ignore-missing-imports", *(f"--disable-error-code={code}" for code in ("misc", "no-redef", "override")),
+]  # fmt: skip
 PYRIGHT = {
-    "typeCheckingMode": "standard",
+    "typeCheckingMode": "standard",  # that of pyright
     "pythonVersion": "3.11",
+    "analyzeUnannotatedFunctions": False,
     "reportMissingImports": False,
+    "reportMissingModuleSource": False,
     "reportRedeclaration": False,
+    "reportIncompatibleMethodOverride": False,
 }
-BLOCK = re.compile(r"^```(?:python|\{code-cell\}.*)\n(---\n(?:.*\n)*?---\n|(?::.*\n)*)((?:.*\n)*?)```$", re.MULTILINE)
 
 
 def module_of(text: str) -> str:
-    """The code of a page that a reader sees, and nothing in the place of all other lines."""
+    """The code of a page, and nothing in the place of all other lines."""
+    assert len(BLOCK.findall(text)) == len(re.findall(r"^```(?:python$|\{code-cell)", text, re.MULTILINE))
     code, end = "", 0
     for block in BLOCK.finditer(text):
-        if not re.search("remove-(input|cell)", block[1]):
-            code += "\n" * text.count("\n", end, block.start(2)) + re.sub("^[%!].*", "", block[2], flags=re.MULTILINE)
-            end = block.end()
+        if "remove-input" not in block[1]:
+            code += "\n" * text.count("\n", end, block.start(2))
+            code += re.sub("^(?:[%!]|from __future__ ).*", "", block[2], flags=re.MULTILINE)
+            end = block.end(2)
     return code
 
 
 def main() -> int:
-    """Run both, and return 0 if neither finds anything."""
+    """Run both, on the script of a user too, and return 0 if neither finds anything."""
+    script = ROOT / "tests" / "typed_script.py"
+    texts = {page.stem.replace("-", "_"): module_of(page.read_text(encoding="utf-8")) for page in PAGES}
     with tempfile.TemporaryDirectory() as folder:
-        modules = [str(Path(folder, f"{page.stem.lower().replace('-', '_')}.py")) for page in PAGES]
-        for page, module in zip(PAGES, modules, strict=True):
-            Path(module).write_text(module_of(page.read_text(encoding="utf-8")), encoding="utf-8")
+        modules = [Path(folder, f"{name}.py") for name in texts]
+        for module, code in zip(modules, texts.values(), strict=True):
+            module.write_text(code, encoding="utf-8")
+        Path(folder, script.name).write_text(script.read_text(encoding="utf-8"), encoding="utf-8")
         Path(folder, "pyrightconfig.json").write_text(json.dumps(PYRIGHT), encoding="utf-8")
-        python = [sys.executable, "-m"]
+        mypy = ["mypy", *MYPY, *map(str, modules)]
+        pyright = ["basedpyright", "--level", "error", "--project", folder, "--pythonpath", sys.executable]
         codes = [
-            subprocess.run([*python, "mypy", *MYPY, *modules], cwd=ROOT, check=False).returncode,
-            subprocess.run(
-                [*python, "basedpyright", "--project", folder, "--pythonpath", sys.executable], check=False
-            ).returncode,
+            subprocess.run([sys.executable, "-m", *command], cwd=ROOT, check=False).returncode
+            for command in (mypy, pyright)
         ]
     return max(codes)
 
