@@ -107,11 +107,16 @@ def chosen(dy: Tensor, x: Tensor, W: Parameter, b: Parameter, names: Iterable[Li
     assert_type(affine_backward(dy, x, W, b, wrt=("W", "b")), Gradients[None, Parameter, Parameter])
     assert_type(affine_backward(dy, x, W, b, wrt=("x", "W", "b")), Gradients[Tensor, Parameter, Parameter])
     assert_type(affine_backward(dy, x, W, wrt=names), Gradients[Tensor | None, Parameter | None, None])
+    takes_gradients(affine_backward(dy, x, W), affine_backward(dy, x, W, b, wrt="W"))
     layer = AffineLayer(W, b)
     assert_type(layer.backward(dy, wrt=("x", "b")), Tensor)
     assert_type(layer.backward(dy, wrt=names), Tensor | None)
     gradients = gauss_newton_vector_product((None, W), lambda y_dot: y_dot, x, W, b, wrt="W")
     assert_type(gradients, Gradients[None, Parameter, None])
+
+
+def takes_gradients(_: Gradients, __: Gradients[Tensor | None, Tensor | None, Tensor | None]) -> None:
+    """Of every array, and of every tensor."""
 
 
 def layers(x: Floats, W: Floats, b: Floats, name: str) -> None:
