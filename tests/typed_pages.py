@@ -7,6 +7,7 @@ may be defined twice and may override others, since these pages teach; what they
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/guides/*.md"))]
+EXAMPLES = str(ROOT / "docs" / "examples")  # of which a page may load one
 BLOCK = re.compile(
     r"^```(?:python|\{code-cell\}.*)\n((?:---\n(?:.*\n)*?---\n)?(?::.*\n)*)((?:.*\n)*?)```$", re.MULTILINE
 )
@@ -25,6 +27,7 @@ MYPY = [
 PYRIGHT = {
     "typeCheckingMode": "standard",  # that of pyright
     "pythonVersion": "3.11",
+    "extraPaths": [EXAMPLES],
     "analyzeUnannotatedFunctions": False,
     "reportMissingImports": False,
     "reportMissingModuleSource": False,
@@ -35,6 +38,7 @@ PYRIGHT = {
 
 def module_of(text: str) -> str:
     """The code of a page, and nothing in the place of all other lines."""
+    text = re.sub(r"^:load: \S+/(\w+)\.py$", r"from \1 import *", text, flags=re.MULTILINE)
     assert len(BLOCK.findall(text)) == len(re.findall(r"^```(?:python$|\{code-cell)", text, re.MULTILINE))
     code, end = "", 0
     for block in BLOCK.finditer(text):
@@ -57,8 +61,9 @@ def main() -> int:
         Path(folder, "pyrightconfig.json").write_text(json.dumps(PYRIGHT), encoding="utf-8")
         mypy = ["mypy", *MYPY, *map(str, modules)]
         pyright = ["basedpyright", "--level", "error", "--project", folder, "--pythonpath", sys.executable]
+        environment = {**os.environ, "MYPYPATH": EXAMPLES}
         codes = [
-            subprocess.run([sys.executable, "-m", *command], cwd=ROOT, check=False).returncode
+            subprocess.run([sys.executable, "-m", *command], cwd=ROOT, env=environment, check=False).returncode
             for command in (mypy, pyright)
         ]
     return max(codes)
