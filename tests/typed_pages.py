@@ -17,9 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/guides/*.md"))]
 EXAMPLES = str(ROOT / "docs" / "examples")  # of which a page may load one
-BLOCK = re.compile(
-    r"^```(?:python|\{code-cell\}.*)\n((?:---\n(?:.*\n)*?---\n)?(?::.*\n)*)((?:.*\n)*?)```$", re.MULTILINE
-)
+BLOCK = re.compile(r"^```(?:python|\{code-cell\}.*)\n(?:---\n(?:.*\n)*?---\n)?(?::.*\n)*((?:.*\n)*?)```$", re.MULTILINE)
 MYPY = [
     "--allow-untyped-defs", "--allow-incomplete-defs", "--allow-untyped-calls", "--allow-redefinition",
     "--ignore-missing-imports", *(f"--disable-error-code={code}" for code in ("misc", "no-redef", "override")),
@@ -42,10 +40,8 @@ def module_of(text: str) -> str:
     assert len(BLOCK.findall(text)) == len(re.findall(r"^```(?:python$|\{code-cell)", text, re.MULTILINE))
     code, end = "", 0
     for block in BLOCK.finditer(text):
-        if "remove-input" not in block[1]:
-            code += "\n" * text.count("\n", end, block.start(2))
-            code += re.sub("^(?:[%!]|from __future__ ).*", "", block[2], flags=re.MULTILINE)
-            end = block.end(2)
+        code += "\n" * text.count("\n", end, block.start(1)) + block[1]
+        end = block.end(1)
     return code
 
 
