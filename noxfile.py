@@ -78,11 +78,12 @@ def environment(session: nox.Session, name: str, *requirements: str) -> str:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Check style, formatting, types, and which way imports point."""
+    """Check style, formatting, types, also in the examples of README and guides, and which way imports point."""
     session.install("-e", ".", *nox.project.dependency_groups(PYPROJECT, "lint"))
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")
     session.run("mypy")
+    session.run("python", "tests/typed_pages.py")
     session.run("lint-imports", "--no-cache")
 
 

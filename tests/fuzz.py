@@ -13,7 +13,7 @@ import secrets
 import sys
 import time
 import warnings
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from tests.core.test_properties import ALL, FORMS
 from xaffine import backends
@@ -90,7 +90,7 @@ def results(backend: backends.Backend, device: object, seed: int, tally: Tally) 
         round_seed = seed + tally.rounds
         for make, (large, examples) in itertools.product(FORMS, ((False, SMALL), (True, LARGE))):
             options = Options(
-                backend=cast("backends.Name", backend.name), device=device, dtype=backend.dtypes(device),
+                backend=backend.name, device=device, dtype=backend.dtypes(device),
                 max_examples=examples, large=large * examples, seed=round_seed, time_limit=SECONDS_FOR_A_CASE, **ALL,
             )  # fmt: skip
             plan = Plan(make, options)

@@ -10,18 +10,21 @@ matrix of a loss above the layer is Jᵀ H J, with the Jacobian J of y and the H
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Generic, NamedTuple, overload
 
 from xaffine._checks import check, check_cotangent, check_tangents, check_tuple, check_with_cotangent
 from xaffine._shapes import size
+from xaffine._types import DW, DX, DY
 from xaffine.backends import Array, _describe
 from xaffine.functional import Gradients, affine_backward, restored, results, tangent_of, unpack_operands
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from numpy.typing import NDArray
+
     from xaffine._checks import Plan
-    from xaffine.functional import Wrt
+    from xaffine._types import Bias, Input, Of, Output, Outs, Scalar, Tangents, Unknown, Weights, Wrt
 
 __all__ = [
     "KroneckerFactors", "SecondGradients", "affine_double_backward", "gauss_newton_vector_product",
@@ -29,7 +32,7 @@ __all__ = [
 ]  # fmt: skip
 
 
-class SecondGradients(NamedTuple):
+class SecondGradients(NamedTuple, Generic[DY, DX, DW]):
     """The gradients of a scalar of (dx, dW, db) by what those depend on; None where one is zero.
 
     Attributes
@@ -46,13 +49,31 @@ class SecondGradients(NamedTuple):
     ([[3.0]], [[5.0], [0.0]], None)
     """
 
-    dy: Array | None
-    x: Array | None
-    W: Array | None
+    dy: DY
+    x: DX
+    W: DW
 
 
+# fmt: off
+@overload
+def affine_double_backward(cotangents: tuple[None, None, Array | None], dy: Output, x: Array, W: Array,
+                           b: Array | None = None, /, *, n_batch_axes: int | None = None,
+                           ) -> SecondGradients[Output, None, None]: ...
+@overload
+def affine_double_backward(cotangents: tuple[Array, None, Array | None], dy: Output, x: Array, W: Weights,
+                           b: Array | None = None, /, *, n_batch_axes: int | None = None,
+                           ) -> SecondGradients[Output, None, Weights]: ...
+@overload
+def affine_double_backward(cotangents: tuple[None, Array, Array | None], dy: Output, x: Input, W: Array,
+                           b: Array | None = None, /, *, n_batch_axes: int | None = None,
+                           ) -> SecondGradients[Output, Input, None]: ...
+@overload
+def affine_double_backward(cotangents: Outs, dy: Output, x: Input, W: Weights,
+                           b: Array | None = None, /, *, n_batch_axes: int | None = None,
+                           ) -> SecondGradients[Output, Input, Weights]: ...
+# fmt: on
 def affine_double_backward(
-    cotangents: tuple[Array | None, Array | None, Array | None],
+    cotangents: Outs,
     dy: Array,
     x: Array,
     W: Array,
@@ -130,8 +151,42 @@ def double_backward(
     )
 
 
+# fmt: off
+@overload
+def gauss_newton_vector_product(vector: Tangents, hessian_vector_product: Callable[[Array], Array],
+                                x: Input, W: Weights, b: Bias | None = None, /, *, n_batch_axes: int | None = None,
+                                wrt: Of.xWb = ...) -> Gradients[Input, Weights, Bias]: ...
+@overload
+def gauss_newton_vector_product(vector: Tangents, hessian_vector_product: Callable[[Array], Array],
+                                x: Input, W: Array, b: Array | None = None, /, *, n_batch_axes: int | None = None,
+                                wrt: Of.x) -> Gradients[Input, None, None]: ...
+@overload
+def gauss_newton_vector_product(vector: Tangents, hessian_vector_product: Callable[[Array], Array],
+                                x: Array, W: Weights, b: Array | None = None, /, *, n_batch_axes: int | None = None,
+                                wrt: Of.W) -> Gradients[None, Weights, None]: ...
+@overload
+def gauss_newton_vector_product(vector: Tangents, hessian_vector_product: Callable[[Array], Array],
+                                x: Array, W: Array, b: Bias | None = None, /, *, n_batch_axes: int | None = None,
+                                wrt: Of.b) -> Gradients[None, None, Bias]: ...
+@overload
+def gauss_newton_vector_product(vector: Tangents, hessian_vector_product: Callable[[Array], Array],
+                                x: Input, W: Weights, b: Array | None = None, /, *, n_batch_axes: int | None = None,
+                                wrt: Of.xW) -> Gradients[Input, Weights, None]: ...
+@overload
+def gauss_newton_vector_product(vector: Tangents, hessian_vector_product: Callable[[Array], Array],
+                                x: Input, W: Array, b: Bias | None = None, /, *, n_batch_axes: int | None = None,
+                                wrt: Of.xb) -> Gradients[Input, None, Bias]: ...
+@overload
+def gauss_newton_vector_product(vector: Tangents, hessian_vector_product: Callable[[Array], Array],
+                                x: Array, W: Weights, b: Bias | None = None, /, *, n_batch_axes: int | None = None,
+                                wrt: Of.Wb) -> Gradients[None, Weights, Bias]: ...
+@overload
+def gauss_newton_vector_product(vector: Tangents, hessian_vector_product: Callable[[Array], Array],
+                                x: Input, W: Weights, b: Bias | None = None, /, *, n_batch_axes: int | None = None,
+                                wrt: Wrt) -> Gradients[Input | None, Weights | None, Bias | None]: ...
+# fmt: on
 def gauss_newton_vector_product(
-    vector: tuple[Array | None, ...],
+    vector: Tangents,
     hessian_vector_product: Callable[[Array], Array],
     x: Array,
     W: Array,
@@ -198,7 +253,7 @@ def tangent(
     return tangent_of(plan, x, W, x_dot, W_dot, b_dot, plan.y_dtype)
 
 
-class KroneckerFactors(NamedTuple):
+class KroneckerFactors(NamedTuple, Generic[DX, DY]):
     """The factors of the Kronecker-factored curvature of one layer.
 
     Attributes
@@ -217,10 +272,21 @@ class KroneckerFactors(NamedTuple):
     ([[5.0]], [[2.0]])
     """
 
-    A: Array
-    G: Array
+    A: DX
+    G: DY
 
 
+# fmt: off
+@overload
+def kronecker_factors(dy: Array, x: Unknown, W: Array, b: Array | None = None, /, *,
+                      n_batch_axes: int | None = None) -> KroneckerFactors: ...
+@overload
+def kronecker_factors(dy: NDArray[Scalar], x: NDArray[Scalar], W: Array, b: Array | None = None, /, *,
+                      n_batch_axes: int | None = None) -> KroneckerFactors[NDArray[Scalar], NDArray[Scalar]]: ...
+@overload
+def kronecker_factors(dy: Output, x: Input, W: Array, b: Array | None = None, /, *,
+                      n_batch_axes: int | None = None) -> KroneckerFactors[Input, Output]: ...
+# fmt: on
 def kronecker_factors(
     dy: Array, x: Array, W: Array, b: Array | None = None, /, *, n_batch_axes: int | None = None
 ) -> KroneckerFactors:

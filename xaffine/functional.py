@@ -19,21 +19,27 @@ those of the equations in the derivation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, overload
 
 from xaffine._checks import OPERANDS, check, check_cotangent, check_out, check_outs, check_tangents, check_tuple
-from xaffine.backends import Array, _describe
+from xaffine._types import DB, DW, DX
+from xaffine.backends import _describe
 from xaffine.backends.standard import Result, written
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
     from xaffine._checks import Plan
+    from xaffine._types import Bias, Input, Of, Operands, Outs, Scalar, Tangents, Unknown, Vjp, Weights, Wrt
+    from xaffine.backends import Array
 
 __all__ = ["Gradients", "affine", "affine_backward", "affine_jvp", "affine_vjp"]
 
 
-class Gradients(NamedTuple):
+class Gradients(NamedTuple, Generic[DX, DW, DB]):
     """The derivatives of a scalar L by the operands of an affine map; None where not asked for.
 
     Attributes
@@ -54,23 +60,25 @@ class Gradients(NamedTuple):
     ([[2.0], [2.0], [2.0]], None)
     """
 
-    # As fields of an optional type, each use would need a test for None to pass a type checker.
-    dx: Array
-    dW: Array
-    db: Array
+    dx: DX
+    dW: DW
+    db: DB
 
     def __repr__(self) -> str:
         return f"<Gradients: {_describe(**self._asdict())}>"
 
 
-Vjp: TypeAlias = Callable[..., Gradients]
-Operand: TypeAlias = Literal["x", "W", "b"]
-Wrt: TypeAlias = Operand | Iterable[Operand]
-"""The operands whose gradients are wanted."""
-Outs: TypeAlias = tuple[Array | None, Array | None, Array | None]
-"""dx, dW and db, or buffers for them; None for those that are not wanted."""
-
-
+# fmt: off
+@overload
+def affine(x: Unknown, W: Array, b: Array | None = None, /, *,
+           n_batch_axes: int | None = None, out: Array | None = None) -> Any: ...
+@overload
+def affine(x: NDArray[Scalar], W: Array, b: Array | None = None, /, *,
+           n_batch_axes: int | None = None, out: Array | None = None) -> NDArray[Scalar]: ...
+@overload
+def affine(x: Input, W: Array, b: Array | None = None, /, *,
+           n_batch_axes: int | None = None, out: Array | None = None) -> Input: ...
+# fmt: on
 def affine(
     x: Array, W: Array, b: Array | None = None, /, *, n_batch_axes: int | None = None, out: Array | None = None
 ) -> Array:
@@ -124,6 +132,32 @@ def affine(
     return checked_forward(x, W, b, n_batch_axes, out)[1]
 
 
+# fmt: off
+@overload
+def affine_backward(dy: Array, x: Input, W: Weights, b: Bias | None = None, /, *, n_batch_axes: int | None = None,
+                    wrt: Of.xWb = OPERANDS, out: Outs | None = None) -> Gradients[Input, Weights, Bias]: ...
+@overload
+def affine_backward(dy: Array, x: Input, W: Array, b: Array | None = None, /, *, n_batch_axes: int | None = None,
+                    wrt: Of.x, out: Outs | None = None) -> Gradients[Input, None, None]: ...
+@overload
+def affine_backward(dy: Array, x: Array, W: Weights, b: Array | None = None, /, *, n_batch_axes: int | None = None,
+                    wrt: Of.W, out: Outs | None = None) -> Gradients[None, Weights, None]: ...
+@overload
+def affine_backward(dy: Array, x: Array, W: Array, b: Bias | None = None, /, *, n_batch_axes: int | None = None,
+                    wrt: Of.b, out: Outs | None = None) -> Gradients[None, None, Bias]: ...
+@overload
+def affine_backward(dy: Array, x: Input, W: Weights, b: Array | None = None, /, *, n_batch_axes: int | None = None,
+                    wrt: Of.xW, out: Outs | None = None) -> Gradients[Input, Weights, None]: ...
+@overload
+def affine_backward(dy: Array, x: Input, W: Array, b: Bias | None = None, /, *, n_batch_axes: int | None = None,
+                    wrt: Of.xb, out: Outs | None = None) -> Gradients[Input, None, Bias]: ...
+@overload
+def affine_backward(dy: Array, x: Array, W: Weights, b: Bias | None = None, /, *, n_batch_axes: int | None = None,
+                    wrt: Of.Wb, out: Outs | None = None) -> Gradients[None, Weights, Bias]: ...
+@overload
+def affine_backward(dy: Array, x: Input, W: Weights, b: Bias | None = None, /, *, n_batch_axes: int | None = None,
+                    wrt: Wrt, out: Outs | None = None) -> Gradients[Input | None, Weights | None, Bias | None]: ...
+# fmt: on
 def affine_backward(
     dy: Array,
     x: Array,
@@ -180,6 +214,17 @@ def affine_backward(
     return _pull_back(check(x, W, b, n_batch_axes), x, W, b, dy, out, wrt)
 
 
+# fmt: off
+@overload
+def affine_vjp(x: Unknown, W: Weights, b: Bias | None = None, /, *, n_batch_axes: int | None = None,
+               out: Array | None = None) -> tuple[Any, Vjp[Any, Weights, Bias]]: ...
+@overload
+def affine_vjp(x: NDArray[Scalar], W: Weights, b: Bias | None = None, /, *, n_batch_axes: int | None = None,
+               out: Array | None = None) -> tuple[NDArray[Scalar], Vjp[NDArray[Scalar], Weights, Bias]]: ...
+@overload
+def affine_vjp(x: Input, W: Weights, b: Bias | None = None, /, *, n_batch_axes: int | None = None,
+               out: Array | None = None) -> tuple[Input, Vjp[Input, Weights, Bias]]: ...
+# fmt: on
 def affine_vjp(
     x: Array, W: Array, b: Array | None = None, /, *, n_batch_axes: int | None = None, out: Array | None = None
 ) -> tuple[Array, Vjp]:
@@ -252,6 +297,17 @@ def checked_backward(plan: Plan, x: Array, W: Array, b: Array | None, dy: Array,
     return plan.backend.run(backward, plan, dy, x, W, b, out)
 
 
+# fmt: off
+@overload
+def affine_jvp(primals: Operands[Unknown], tangents: Tangents, /, *,
+               n_batch_axes: int | None = None) -> tuple[Any, Any]: ...
+@overload
+def affine_jvp(primals: Operands[NDArray[Scalar]], tangents: Tangents, /, *,
+               n_batch_axes: int | None = None) -> tuple[NDArray[Scalar], NDArray[Scalar]]: ...
+@overload
+def affine_jvp(primals: Operands[Input], tangents: Tangents, /, *,
+               n_batch_axes: int | None = None) -> tuple[Input, Input]: ...
+# fmt: on
 def affine_jvp(
     primals: tuple[Array, ...], tangents: tuple[Array | None, ...], /, *, n_batch_axes: int | None = None
 ) -> tuple[Array, Array]:

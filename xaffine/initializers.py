@@ -11,12 +11,14 @@ Every scheme is called as ``scheme(rng, n, m)`` with a ``numpy.random.Generator`
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
 import numpy as np
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from numpy.typing import NDArray
 
 __all__ = [
     "SCHEMES", "draw", "kaiming_normal", "kaiming_uniform", "lecun_normal", "lecun_uniform", "xavier_normal",
@@ -24,7 +26,7 @@ __all__ = [
 ]  # fmt: skip
 
 
-def kaiming_uniform(rng: np.random.Generator, n: int, m: int) -> np.ndarray:
+def kaiming_uniform(rng: np.random.Generator, n: int, m: int) -> NDArray[np.float64]:
     """Uniform in ±√(6 / n), a variance of 2 / n: keeps the variance from layer to layer under ReLU.
 
     Also called "he_uniform".
@@ -41,7 +43,7 @@ def kaiming_uniform(rng: np.random.Generator, n: int, m: int) -> np.ndarray:
     return _uniform(rng, n, m, 2 / n)
 
 
-def kaiming_normal(rng: np.random.Generator, n: int, m: int) -> np.ndarray:
+def kaiming_normal(rng: np.random.Generator, n: int, m: int) -> NDArray[np.float64]:
     """Normal with variance 2 / n: keeps the variance from layer to layer under ReLU.
 
     Also called "he_normal" and "he".
@@ -56,7 +58,7 @@ def kaiming_normal(rng: np.random.Generator, n: int, m: int) -> np.ndarray:
     return _normal(rng, n, m, 2 / n)
 
 
-def xavier_uniform(rng: np.random.Generator, n: int, m: int) -> np.ndarray:
+def xavier_uniform(rng: np.random.Generator, n: int, m: int) -> NDArray[np.float64]:
     """Uniform in ±√(6 / (n + m)), a variance of 2 / (n + m): between those that keep y and dx.
 
     Also called "glorot_uniform" and "glorot".
@@ -73,7 +75,7 @@ def xavier_uniform(rng: np.random.Generator, n: int, m: int) -> np.ndarray:
     return _uniform(rng, n, m, 2 / (n + m))
 
 
-def xavier_normal(rng: np.random.Generator, n: int, m: int) -> np.ndarray:
+def xavier_normal(rng: np.random.Generator, n: int, m: int) -> NDArray[np.float64]:
     """Normal with variance 2 / (n + m): between those that keep y and dx.
 
     Also called "glorot_normal".
@@ -89,7 +91,7 @@ def xavier_normal(rng: np.random.Generator, n: int, m: int) -> np.ndarray:
     return _normal(rng, n, m, 2 / (n + m))
 
 
-def lecun_uniform(rng: np.random.Generator, n: int, m: int) -> np.ndarray:
+def lecun_uniform(rng: np.random.Generator, n: int, m: int) -> NDArray[np.float64]:
     """Uniform in ±√(3 / n), a variance of 1 / n: keeps the variance of y for a linear layer.
 
     Y. LeCun, L. Bottou, G. B. Orr, K.-R. Müller, "Efficient backprop", 1998, (16).
@@ -103,7 +105,7 @@ def lecun_uniform(rng: np.random.Generator, n: int, m: int) -> np.ndarray:
     return _uniform(rng, n, m, 1 / n)
 
 
-def lecun_normal(rng: np.random.Generator, n: int, m: int) -> np.ndarray:
+def lecun_normal(rng: np.random.Generator, n: int, m: int) -> NDArray[np.float64]:
     """Normal with variance 1 / n: keeps the variance of y for a linear layer.
 
     Y. LeCun, L. Bottou, G. B. Orr, K.-R. Müller, "Efficient backprop", 1998, (16).
@@ -116,7 +118,7 @@ def lecun_normal(rng: np.random.Generator, n: int, m: int) -> np.ndarray:
     return _normal(rng, n, m, 1 / n)
 
 
-def zeros(_: np.random.Generator, n: int, m: int) -> np.ndarray:
+def zeros(_: np.random.Generator, n: int, m: int) -> NDArray[np.float64]:
     """Zeros: y = b. For the last layer of a residual branch, say; two layers of zeros in a row do not learn.
 
     H. Zhang, Y. N. Dauphin, T. Ma, "Fixup initialization", ICLR 2019.
@@ -129,11 +131,11 @@ def zeros(_: np.random.Generator, n: int, m: int) -> np.ndarray:
     return np.zeros((n, m))
 
 
-def _uniform(rng: np.random.Generator, n: int, m: int, variance: float) -> np.ndarray:
+def _uniform(rng: np.random.Generator, n: int, m: int, variance: float) -> NDArray[np.float64]:
     return math.sqrt(3 * variance) * rng.uniform(-1, 1, (n, m))
 
 
-def _normal(rng: np.random.Generator, n: int, m: int, variance: float) -> np.ndarray:
+def _normal(rng: np.random.Generator, n: int, m: int, variance: float) -> NDArray[np.float64]:
     return math.sqrt(variance) * rng.standard_normal((n, m))
 
 
@@ -143,7 +145,7 @@ Scheme: TypeAlias = Literal[
 ]  # fmt: skip
 """The name of a scheme."""
 
-SCHEMES: dict[Scheme, Callable[[np.random.Generator, int, int], np.ndarray]] = {
+SCHEMES: dict[Scheme, Callable[[np.random.Generator, int, int], NDArray[np.float64]]] = {
     "kaiming_uniform": kaiming_uniform, "kaiming_normal": kaiming_normal,
     "he_uniform": kaiming_uniform, "he_normal": kaiming_normal, "he": kaiming_normal,
     "xavier_uniform": xavier_uniform, "xavier_normal": xavier_normal,
@@ -153,7 +155,14 @@ SCHEMES: dict[Scheme, Callable[[np.random.Generator, int, int], np.ndarray]] = {
 """The schemes by name."""
 
 
-def draw(scheme: Scheme, n: int, m: int, *, seed: int | None, complex_: bool = False) -> np.ndarray:
+# fmt: off
+@overload
+def draw(scheme: Scheme, n: int, m: int, *, seed: int | None,
+         complex_: Literal[False] = False) -> NDArray[np.float64]: ...
+@overload
+def draw(scheme: Scheme, n: int, m: int, *, seed: int | None, complex_: bool) -> NDArray[Any]: ...
+# fmt: on
+def draw(scheme: Scheme, n: int, m: int, *, seed: int | None, complex_: bool = False) -> NDArray[Any]:
     """Draw W.
 
     Parameters

@@ -4,27 +4,30 @@ from __future__ import annotations
 
 import copy
 import pickle
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, overload
 
 from xaffine import backends, initializers
 from xaffine._checks import OPERANDS, check_parameters, check_sums
+from xaffine._types import LayerBias, LayerWeights
 from xaffine.functional import checked_backward, checked_forward
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterable
-    from typing import Self
+    from typing import Literal, Self
+
+    from numpy.typing import NDArray
 
     from xaffine._checks import SumPlan
+    from xaffine._types import Gradient, Input, Of, Original, Output, Outs, Scalar, Unknown, Weights, Wrt
     from xaffine.backends import Array
-    from xaffine.functional import Outs, Wrt
 
 __all__ = ["AffineLayer"]
 
 _NO_SUM = (None, None)
 
 
-class AffineLayer:
+class AffineLayer(Generic[LayerWeights, LayerBias]):
     """The affine layer y = x W + b.
 
     Parameters
@@ -73,14 +76,23 @@ class AffineLayer:
     ([[21.0], [1.0]], [11.0])
     """
 
-    dW: Array = None
-    db: Array = None
+    dW: Gradient[LayerWeights] = None  # type: ignore[assignment]
+    db: Gradient[LayerBias] = None  # type: ignore[assignment]
     _pending: Any = None  # the plan and the operands of the latest forward
+    if TYPE_CHECKING:
+        _itself: Self  # by which Original tells subclasses apart
 
-    def __init__(self, W: Array, b: Array | None = None, *, n_batch_axes: int | None = None) -> None:
+    # fmt: off
+    @overload
+    def __init__(self: AffineLayer[Weights, None], W: Weights, b: None = None, *,
+                 n_batch_axes: int | None = None) -> None: ...
+    @overload
+    def __init__(self, W: LayerWeights, b: LayerBias | None, *, n_batch_axes: int | None = None) -> None: ...
+    # fmt: on
+    def __init__(self, W: Array, b: Array = None, *, n_batch_axes: int | None = None) -> None:
         check_parameters(W, b)
-        self.W = W
-        self.b = b
+        self.W: LayerWeights = W
+        self.b: LayerBias = b
         self.n_batch_axes = n_batch_axes
         self._sums: dict[str, tuple[Array, Array | None]] = {}  # of halves: a sum, and the same in float32
 
@@ -124,6 +136,12 @@ class AffineLayer:
     def _wide_sums(self) -> list[Array | None]:
         return [wide for _, wide in self._sums.values()]
 
+    @overload
+    def __call__(self, x: Unknown) -> Any: ...
+    @overload
+    def __call__(self, x: NDArray[Scalar]) -> NDArray[Scalar]: ...
+    @overload
+    def __call__(self, x: Input) -> Input: ...
     def __call__(self, x: Array) -> Array:
         """Compute y = x W + b, as `forward`.
 
@@ -139,6 +157,12 @@ class AffineLayer:
         """
         return self.forward(x)
 
+    @overload
+    def forward(self, x: Unknown, *, out: Array | None = None) -> Any: ...
+    @overload
+    def forward(self, x: NDArray[Scalar], *, out: Array | None = None) -> NDArray[Scalar]: ...
+    @overload
+    def forward(self, x: Input, *, out: Array | None = None) -> Input: ...
     def forward(self, x: Array, *, out: Array | None = None) -> Array:
         """Compute y = x W + b and remember x and W for the backward.
 
@@ -171,6 +195,23 @@ class AffineLayer:
         self._pending = plan, x, W, b
         return y
 
+    # fmt: off
+    @overload
+    def backward(self, dy: Unknown, *, wrt: Wrt = OPERANDS, accumulate: bool = False,
+                 out: Outs | None = None) -> Any: ...
+    @overload
+    def backward(self, dy: NDArray[Scalar], *, wrt: Of.x | Of.xW | Of.xb | Of.xWb = OPERANDS, accumulate: bool = False,
+                 out: Outs | None = None) -> NDArray[Scalar]: ...
+    @overload
+    def backward(self, dy: Output, *, wrt: Of.x | Of.xW | Of.xb | Of.xWb = OPERANDS, accumulate: bool = False,
+                 out: Outs | None = None) -> Output: ...
+    @overload
+    def backward(self, dy: Array, *, wrt: Of.W | Of.b | Of.Wb, accumulate: bool = False,
+                 out: Outs | None = None) -> None: ...
+    @overload
+    def backward(self, dy: Output, *, wrt: Wrt, accumulate: bool = False,
+                 out: Outs | None = None) -> Output | None: ...
+    # fmt: on
     def backward(self, dy: Array, *, wrt: Wrt = OPERANDS, accumulate: bool = False, out: Outs | None = None) -> Array:
         """Compute the gradients at the latest forward; store dW and db, return dx.
 
@@ -256,20 +297,36 @@ class AffineLayer:
             return add(plan, old, new, wide)
         return plan.backend.run(add, plan, old, new, wide)
 
+    # fmt: off
+    @overload
+    @classmethod
+    def random(
+        cls: type[Original], n: int, m: int, *, backend: Literal["numpy"] = "numpy", device: Any = None,
+        dtype: str = "float32", bias: bool = True, scheme: initializers.Scheme = "kaiming_uniform",
+        seed: int | None = None, n_batch_axes: int | None = None,
+    ) -> AffineLayer[NDArray[Any], NDArray[Any]]: ...
+    @overload
+    @classmethod
+    def random(
+        cls, n: int, m: int, *, backend: backends.Name | str = "numpy", device: Any = None,
+        dtype: str = "float32", bias: bool = True, scheme: initializers.Scheme = "kaiming_uniform",
+        seed: int | None = None, n_batch_axes: int | None = None,
+    ) -> Self: ...
+    # fmt: on
     @classmethod
     def random(
         cls,
         n: int,
         m: int,
         *,
-        backend: backends.Name = "numpy",
+        backend: backends.Name | str = "numpy",
         device: Any = None,
         dtype: str = "float32",
         bias: bool = True,
         scheme: initializers.Scheme = "kaiming_uniform",
         seed: int | None = None,
         n_batch_axes: int | None = None,
-    ) -> Self:
+    ) -> Any:
         """Make a layer with random weights and a bias of zeros.
 
         Parameters
@@ -317,7 +374,17 @@ class AffineLayer:
             n_batch_axes=n_batch_axes,
         )
 
-    def to(self, backend: backends.Name, device: Any = None, dtype: str | None = None) -> Self:
+    # fmt: off
+    @overload
+    def to(self: Original, backend: Literal["numpy"], device: Any = None,
+           dtype: str | None = None) -> AffineLayer[NDArray[Any], NDArray[Any]]: ...
+    @overload
+    def to(self: Original, backend: backends.Name | str, device: Any = None,
+           dtype: str | None = None) -> AffineLayer: ...
+    @overload
+    def to(self, backend: backends.Name | str, device: Any = None, dtype: str | None = None) -> Self: ...
+    # fmt: on
+    def to(self, backend: backends.Name | str, device: Any = None, dtype: str | None = None) -> Any:
         """Bring the layer to another library, device or dtype: train on CuPy, serve on NumPy.
 
         Parameters
@@ -394,8 +461,18 @@ class AffineLayer:
         check_parameters(self.W, self.b)
         storage.write(path, self.W, self.b, self.n_batch_axes)
 
+    # fmt: off
+    @overload
     @classmethod
-    def load(cls, path: str | os.PathLike[str], *, backend: backends.Name = "numpy", device: Any = None) -> Self:
+    def load(cls: type[Original], path: str | os.PathLike[str], *, backend: Literal["numpy"] = "numpy",
+             device: Any = None) -> AffineLayer[NDArray[Any], NDArray[Any]]: ...
+    @overload
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, backend: backends.Name | str = "numpy",
+             device: Any = None) -> Self: ...
+    # fmt: on
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, backend: backends.Name | str = "numpy", device: Any = None) -> Any:
         """Load what `save` saved (extra ``io``).
 
         Parameters
@@ -430,10 +507,26 @@ class AffineLayer:
         W, b, n_batch_axes = storage.read(path, library, None if device is None else library.device(device))
         return cls(W, b, n_batch_axes=n_batch_axes)
 
+    # fmt: off
+    @overload
+    @classmethod
+    def load_linear(cls: type[Original], path: str | os.PathLike[str], prefix: str = "", *,
+                    backend: Literal["numpy"] = "numpy",
+                    device: Any = None) -> AffineLayer[NDArray[Any], NDArray[Any]]: ...
+    @overload
+    @classmethod
+    def load_linear(cls, path: str | os.PathLike[str], prefix: str = "", *, backend: backends.Name | str = "numpy",
+                    device: Any = None) -> Self: ...
+    # fmt: on
     @classmethod
     def load_linear(
-        cls, path: str | os.PathLike[str], prefix: str = "", *, backend: backends.Name = "numpy", device: Any = None
-    ) -> Self:
+        cls,
+        path: str | os.PathLike[str],
+        prefix: str = "",
+        *,
+        backend: backends.Name | str = "numpy",
+        device: Any = None,
+    ) -> Any:
         """Load a linear layer of torch, or of whoever stores ``weight`` (m, n) and ``bias`` (m,) (extra ``io``).
 
         Parameters

@@ -12,16 +12,21 @@ from __future__ import annotations
 
 import math
 import operator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, overload
 
 from xaffine._checks import check_with_cotangent
+from xaffine._types import DB, DW
 from xaffine.backends import Array, _describe
 from xaffine.functional import Gradients, results
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    import numpy as np
+    from numpy.typing import NDArray
+
     from xaffine._checks import Plan
+    from xaffine._types import Bias, Input, Scalar, Unknown, Weights
     from xaffine.backends import Backend
 
 __all__ = ["PerSampleGradients", "clipped_gradients", "per_sample_gradient_norms", "per_sample_gradients"]
@@ -32,7 +37,7 @@ _ELEMENTS = 2**19  # of x, dy and what is computed of them at a time: some MiB
 _GRAM, _GRAM_OF_FEW, _LONG = 1.25, 0.5, 64
 
 
-class PerSampleGradients(NamedTuple):
+class PerSampleGradients(NamedTuple, Generic[DW, DB]):
     """The gradients of each sample.
 
     Attributes
@@ -50,13 +55,27 @@ class PerSampleGradients(NamedTuple):
     ((2, 3, 1), [[2.0], [2.0], [2.0]], None)
     """
 
-    dW: Array
-    db: Array | None
+    dW: DW
+    db: DB
 
     def __repr__(self) -> str:
         return f"<PerSampleGradients: {_describe(**self._asdict())}>"
 
 
+# fmt: off
+@overload
+def per_sample_gradients(dy: Array, x: Array, W: Unknown, b: Array | None = None, /, *,
+                         n_batch_axes: int | None = None) -> PerSampleGradients: ...
+@overload
+def per_sample_gradients(dy: Array, x: Array, W: NDArray[Scalar], b: None = None, /, *,
+                         n_batch_axes: int | None = None) -> PerSampleGradients[NDArray[Scalar], None]: ...
+@overload
+def per_sample_gradients(dy: Array, x: Array, W: NDArray[Scalar], b: NDArray[Scalar] | None, /, *,
+                         n_batch_axes: int | None = None) -> PerSampleGradients[NDArray[Scalar], NDArray[Scalar]]: ...
+@overload
+def per_sample_gradients(dy: Array, x: Array, W: Weights, b: Bias | None = None, /, *,
+                         n_batch_axes: int | None = None) -> PerSampleGradients[Weights, Bias]: ...
+# fmt: on
 def per_sample_gradients(
     dy: Array, x: Array, W: Array, b: Array | None = None, /, *, n_batch_axes: int | None = None
 ) -> PerSampleGradients:
@@ -101,6 +120,17 @@ def gradients_of_each(plan: Plan, dy: Array, x: Array, W: Array, b: Array | None
     return PerSampleGradients(backend.cast(dW, W.dtype), None if b is None else backend.cast(db, b.dtype))
 
 
+# fmt: off
+@overload
+def per_sample_gradient_norms(dy: Array, x: Unknown, W: Array, b: Array | None = None, /, *,
+                              n_batch_axes: int | None = None) -> Any: ...
+@overload
+def per_sample_gradient_norms(dy: Array, x: NDArray[Any], W: Array, b: Array | None = None, /, *,
+                              n_batch_axes: int | None = None) -> NDArray[np.floating[Any]]: ...
+@overload
+def per_sample_gradient_norms(dy: Array, x: Input, W: Array, b: Array | None = None, /, *,
+                              n_batch_axes: int | None = None) -> Input: ...
+# fmt: on
 def per_sample_gradient_norms(
     dy: Array, x: Array, W: Array, b: Array | None = None, /, *, n_batch_axes: int | None = None
 ) -> Array:
@@ -173,8 +203,8 @@ def norms_of_each(plan: Plan, dy: Array, x: Array) -> Array:
 
 
 def clipped_gradients(
-    dy: Array, x: Array, W: Array, b: Array | None = None, /, *, max_norm: float, n_batch_axes: int | None = None
-) -> Gradients:
+    dy: Array, x: Array, W: Weights, b: Bias | None = None, /, *, max_norm: float, n_batch_axes: int | None = None
+) -> Gradients[None, Weights, Bias]:
     """Sum the gradients of the samples, each scaled down to a norm of at most `max_norm`: what DP-SGD adds noise to.
 
     Parameters
@@ -235,9 +265,7 @@ def clipped_gradients(
 
 
 @results("W", "b")
-def clipped_sums(
-    plan: Plan, dy: Array, x: Array, W: Array, b: Array | None, max_norm: float
-) -> tuple[Array, Array | None]:
+def clipped_sums(plan: Plan, dy: Array, x: Array, W: Array, b: Array | None, max_norm: float) -> tuple[Array, Array]:
     """dW = Σ c_i dW_i and db = Σ c_i db_i."""
     backend = plan.backend
     sums: tuple[Any, ...] = ()

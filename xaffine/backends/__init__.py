@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import array_api_compat
 import numpy as np
@@ -37,14 +37,14 @@ _INSTALL = {
     "ndonnx": "ndonnx onnxruntime",
     "sparse": "sparse",
 }
-_FILES = {name.replace("-", "_"): name for name in _INSTALL}
+_FILES: dict[str, Name] = {name.replace("-", "_"): name for name in get_args(Name)}
 _OTHERS: dict[str, Backend] = {}  # by the namespace, for libraries without a file
 # By the type of an array, since finding it out takes microseconds. The type alone will not do for the tangents that JAX
 # gives integers: they are NumPy arrays, of a dtype of JAX's own.
 _BY_TYPE: dict[type, Backend] = {}
 
 
-def names() -> tuple[str, ...]:
+def names() -> tuple[Name, ...]:
     """The names of all backends in the registry, installed or not.
 
     Returns
@@ -57,10 +57,10 @@ def names() -> tuple[str, ...]:
     >>> names()
     ('numpy', 'cupy', 'torch', 'jax', 'dask', 'array-api-strict', 'ndonnx', 'sparse')
     """
-    return tuple(_INSTALL)
+    return tuple(_FILES.values())
 
 
-def installed() -> tuple[str, ...]:
+def installed() -> tuple[Name, ...]:
     """The names of the backends whose library is installed here; nothing is imported to find out.
 
     Returns
@@ -76,7 +76,7 @@ def installed() -> tuple[str, ...]:
     return tuple(name for file, name in _FILES.items() if importlib.util.find_spec(file))
 
 
-def get(name: str) -> Backend:
+def get(name: Name | str) -> Backend:
     """The backend of that name, imported and usable.
 
     Parameters

@@ -77,7 +77,7 @@ class Options:
     ('float64',)
     """
 
-    backend: backends.Name | None = None
+    backend: backends.Name | str | None = None
     adapter: Adapter | None = None
     device: Any = None
     dtype: str | Sequence[str] = ("float32", "float64")
