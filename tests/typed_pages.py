@@ -62,7 +62,7 @@ def main() -> int:
             subprocess.run([sys.executable, "-m", *command], cwd=ROOT, env=environment, check=False).returncode
             for command in (mypy, pyright)
         ]
-    return max(codes)
+    return int(any(codes))
 
 
 if __name__ == "__main__":

@@ -122,12 +122,13 @@ def takes_gradients(_: Gradients, __: Gradients[Tensor | None, Tensor | None, Te
 def layers(x: Floats, W: Floats, b: Floats, name: str) -> None:
     """Made in every way."""
     assert_type(AffineLayer(W, b), AffineLayer[Floats, Floats])
-    assert_type(AffineLayer(W), AffineLayer[Floats, None])
-    assert_type(AffineLayer(W).b, None)
+    assert_type(AffineLayer(W, b).b, Floats | Any)
+    assert_type(AffineLayer(W), AffineLayer[Floats, Any])
     assert_type(AffineLayer(W, b).dW, Floats)
     assert_type(AffineLayer.random(3, 2), AffineLayer[NDArray[Any], NDArray[Any]])
     assert_type(AffineLayer.load(name).W, NDArray[Any])
     assert_type(AffineLayer.load_linear(name).db, NDArray[Any])
+    print([AffineLayer(W, b), AffineLayer(W)][0].W.shape)
     assert_type(AffineLayer.random(3, 2, backend="torch").W, Any)
     assert_type(AffineLayer.random(3, 2, backend=name).to("numpy"), AffineLayer[NDArray[Any], NDArray[Any]])
     assert_type(Dense.random(3, 2), Dense)

@@ -1,6 +1,6 @@
 """The affine layer y = x W + b with an exact, hand-derived backward, on every array library.
 
-The sub-modules `curvature`, `initializers`, `per_sample` and `testing` are imported when they are first asked for.
+The sub-modules `curvature`, `per_sample` and `testing` are imported when they are first asked for.
 """
 
 import importlib
@@ -31,4 +31,4 @@ if not TYPE_CHECKING:  # or a type checker would take every name for one of thes
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return [*__all__, "__version__"]

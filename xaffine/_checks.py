@@ -10,6 +10,8 @@ import operator
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, NamedTuple, TypeAlias
 
+import numpy as np
+
 from xaffine._shapes import matrix_shape, shapes_differ, size
 from xaffine.backends import _BY_TYPE, _backend_or_none, _describe, _together
 from xaffine.backends.standard import Array, Backend, is_known, shape_text
@@ -132,7 +134,7 @@ def _plan(x: Array, W: Array, b: Array | None, n_batch_axes: int | None) -> Plan
         given = f"{n_batch_axes}" if n_batch_axes is not None else f"{k} (the default)"
         msg = (
             f"with n_batch_axes = {given} x has features {shape_text(x.shape[k:])}, {features} values, "
-            f"and W takes n = {n}: {_describe(x=x, W=W, b=b)}. {_remedy_for_features(features, x, W)}"
+            f"and W takes n = {n}: {_describe(x=x, W=W, b=b)}. {_remedy_for_features(x, W, b, k)}"
         )
         raise ValueError(msg)
     y_shape = (*x.shape[:k], m)
@@ -156,11 +158,12 @@ def _must_cast(backend: Backend, dtype: Any, *arrays: Array | None) -> bool:
 
 def check_parameters(W: Array, b: Array | None) -> None:
     """Check W and b alone; raises as `check` does."""
-    if isinstance(W, int):
-        m = b if isinstance(b, int) else "m"
+    sizes = W if isinstance(W, tuple) else (W,) if b is None else (W, b)
+    if sizes and all(isinstance(size, int | float | np.integer) for size in sizes):
+        given = ", ".join(f"{size:.0f}" for size in sizes)
         msg = (
-            f"AffineLayer takes the weights themselves, W (n, m) and b (m,); W is {W!r}. For random weights call "
-            f"AffineLayer.random({W!r}, {m})"
+            f"AffineLayer takes arrays, W (n, m) and b (m,); got the numbers {given}. For random weights call "
+            f"AffineLayer.random({given if len(sizes) == 2 else 'n, m'})"
         )
         raise TypeError(msg)
     _together(**_named(W=W, b=b))
@@ -447,11 +450,13 @@ def _check_parameter_shapes(W: Array, b: Array | None, **others: Any) -> None:
         msg = f"W must be 2-D, (n, m): {_describe(**others, W=W, b=b)}. Reshape it first"
         raise ValueError(msg)
     if b is not None and shapes_differ(b.shape, W.shape[1:]):
-        is_transposed = b.ndim == 1 and not shapes_differ(b.shape, W.shape[:1])
+        is_transposed = not shapes_differ(b.shape, W.shape[:1])
+        fits = size(b.shape) == W.shape[1]
+        remedy = f"{'Reshape it first' if fits else 'Pass one value for each output'}, or pass None for no bias"
         msg = (
             f"b must have the shape (m,) = {shape_text(W.shape[1:])}, never broadcast: "
             f"{_describe(**others, W=W, b=b)}. "
-            f"{_TRANSPOSED if is_transposed else 'Reshape it first, or pass None for no bias'}"
+            f"{_TRANSPOSED if is_transposed else remedy}"
         )
         raise ValueError(msg)
 
@@ -474,11 +479,13 @@ def _batch_axes(x: Array, W: Array, b: Array | None, n_batch_axes: int | None) -
     return k if k >= 0 else ndim + k
 
 
-def _remedy_for_features(features: Any, x: Array, W: Array) -> str:
+def _remedy_for_features(x: Array, W: Array, b: Array | None, k: int) -> str:
     n, m = W.shape
-    fitting = [k for k in range(x.ndim + 1) if size(x.shape[k:]) == n]
+    fitting, fitting_m = ([j for j in range(x.ndim + 1) if size(x.shape[j:]) == extent] for extent in (n, m))
     if fitting:
         return f"n_batch_axes = {' or '.join(map(str, fitting))} would fit"
-    if features == m:
+    if b is None and k in fitting_m:  # else b has shown that m is right
         return _TRANSPOSED
+    if b is None and fitting_m:
+        return f"{_TRANSPOSED} and n_batch_axes={fitting_m[0]}"
     return f"No n_batch_axes fits; x needs {n} features a sample"

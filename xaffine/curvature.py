@@ -10,21 +10,20 @@ matrix of a loss above the layer is Jᵀ H J, with the Jacobian J of y and the H
 
 from __future__ import annotations
 
+from collections.abc import Callable  # noqa: TC003 - read by typing.get_type_hints
 from typing import TYPE_CHECKING, Generic, NamedTuple, overload
 
 from xaffine._checks import check, check_cotangent, check_tangents, check_tuple, check_with_cotangent
 from xaffine._shapes import size
-from xaffine._types import DW, DX, DY
+from xaffine._types import DW, DX, DY, Outs, Tangents, Wrt
 from xaffine.backends import Array, _describe
 from xaffine.functional import Gradients, affine_backward, restored, results, tangent_of, unpack_operands
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from numpy.typing import NDArray
 
     from xaffine._checks import Plan
-    from xaffine._types import Bias, Input, Of, Output, Outs, Scalar, Tangents, Unknown, Weights, Wrt
+    from xaffine._types import Bias, Input, Of, Output, Scalar, Unknown, Weights
 
 __all__ = [
     "KroneckerFactors", "SecondGradients", "affine_double_backward", "gauss_newton_vector_product",

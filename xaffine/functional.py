@@ -23,8 +23,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, overload
 
 from xaffine._checks import OPERANDS, check, check_cotangent, check_out, check_outs, check_tangents, check_tuple
-from xaffine._types import DB, DW, DX
-from xaffine.backends import _describe
+from xaffine._types import DB, DW, DX, Operands, Outs, Tangents, Vjp, Wrt
+from xaffine.backends import Array, _describe
 from xaffine.backends.standard import Result, written
 
 if TYPE_CHECKING:
@@ -33,8 +33,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from xaffine._checks import Plan
-    from xaffine._types import Bias, Input, Of, Operands, Outs, Scalar, Tangents, Unknown, Vjp, Weights, Wrt
-    from xaffine.backends import Array
+    from xaffine._types import Bias, Input, Of, Scalar, Unknown, Weights
 
 __all__ = ["Gradients", "affine", "affine_backward", "affine_jvp", "affine_vjp"]
 

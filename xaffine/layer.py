@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from xaffine._checks import SumPlan
-    from xaffine._types import Gradient, Input, Of, Original, Output, Outs, Scalar, Unknown, Weights, Wrt
+    from xaffine._types import Gradient, Input, Of, Original, Output, Outs, Scalar, Unknown, Wrt
     from xaffine.backends import Array
 
 __all__ = ["AffineLayer"]
@@ -82,17 +82,10 @@ class AffineLayer(Generic[LayerWeights, LayerBias]):
     if TYPE_CHECKING:
         _itself: Self  # by which Original tells subclasses apart
 
-    # fmt: off
-    @overload
-    def __init__(self: AffineLayer[Weights, None], W: Weights, b: None = None, *,
-                 n_batch_axes: int | None = None) -> None: ...
-    @overload
-    def __init__(self, W: LayerWeights, b: LayerBias | None, *, n_batch_axes: int | None = None) -> None: ...
-    # fmt: on
-    def __init__(self, W: Array, b: Array = None, *, n_batch_axes: int | None = None) -> None:
+    def __init__(self, W: LayerWeights, b: LayerBias | None = None, *, n_batch_axes: int | None = None) -> None:
         check_parameters(W, b)
         self.W: LayerWeights = W
-        self.b: LayerBias = b
+        self.b: LayerBias | Any = b  # Any stands for None, without a test at each use
         self.n_batch_axes = n_batch_axes
         self._sums: dict[str, tuple[Array, Array | None]] = {}  # of halves: a sum, and the same in float32
 
@@ -369,10 +362,10 @@ class AffineLayer(Generic[LayerWeights, LayerBias]):
             raise ValueError(msg)
         W = initializers.draw(scheme, n, m, seed=seed, complex_=dtype.startswith("complex"))
         b = W[:0].sum(axis=0) if bias else None
-        return cls(
-            *(None if array is None else library.from_values(array, dtype, device=device) for array in (W, b)),
-            n_batch_axes=n_batch_axes,
-        )
+        weights: list[Any] = [
+            None if array is None else library.from_values(array, dtype, device=device) for array in (W, b)
+        ]
+        return cls(*weights, n_batch_axes=n_batch_axes)
 
     # fmt: off
     @overload
@@ -415,7 +408,7 @@ class AffineLayer(Generic[LayerWeights, LayerBias]):
         """
         library = backends.get(backend)
         device = None if device is None else library.device(device)
-        moved = [
+        moved: list[Any] = [
             None if array is None else backends.move(array, library, device=device, dtype=dtype)
             for array in (self.W, self.b)
         ]

@@ -15,7 +15,7 @@ import operator
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, overload
 
 from xaffine._checks import check_with_cotangent
-from xaffine._types import DB, DW
+from xaffine._types import DB, DW, Bias, Weights
 from xaffine.backends import Array, _describe
 from xaffine.functional import Gradients, results
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from xaffine._checks import Plan
-    from xaffine._types import Bias, Input, Scalar, Unknown, Weights
+    from xaffine._types import Input, Scalar, Unknown
     from xaffine.backends import Backend
 
 __all__ = ["PerSampleGradients", "clipped_gradients", "per_sample_gradient_norms", "per_sample_gradients"]

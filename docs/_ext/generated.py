@@ -24,18 +24,18 @@ class ModuleDrawing(Directive):  # type: ignore[misc] # docutils has no types
     """The modules and their imports."""
 
     def run(self) -> list[nodes.Node]:
-        """Called by docutils."""
+        """Draw them."""
         sys.path.append(str(_ROOT / "docs" / "contributing"))
         import modules
 
         return [nodes.raw("", modules.drawing(), format="html")]
 
 
-class NoxSessions(Directive):  # type: ignore[misc] # likewise
+class NoxSessions(Directive):  # type: ignore[misc] # docutils has no types
     """The sessions of noxfile.py with their docstrings."""
 
     def run(self) -> list[nodes.Node]:
-        """Called by docutils."""
+        """List them."""
         noxfile = (_ROOT / "noxfile.py").read_text(encoding="utf-8")
         default = noxfile.partition("\nnox.options.sessions = ")[2].partition("\n")[0]
         listing = []

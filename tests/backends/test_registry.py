@@ -7,6 +7,7 @@ import importlib.util
 import pickle
 import subprocess
 import sys
+import typing
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +19,7 @@ import array_api_strict
 import numpy as np
 import pytest
 
+import xaffine
 from tests.helpers import case_on
 from xaffine import affine, affine_vjp, backends
 from xaffine.backends import Backend
@@ -158,14 +160,20 @@ def test_importing_xaffine_imports_no_other_array_library() -> None:
 def test_sub_modules_are_imported_when_they_are_asked_for() -> None:
     code = (
         "import sys, xaffine\n"
+        "print({'testing', 'affine'} <= set(dir(xaffine)), hasattr(xaffine, 'nothing'))\n"
         "print([name for name in xaffine.__all__ if f'xaffine.{name}' in sys.modules])\n"
-        "print(xaffine.testing.check_affine.__name__, xaffine.curvature.__name__, xaffine.per_sample.__name__)\n"
-        "print({'testing', 'affine'} <= set(dir(xaffine)), hasattr(xaffine, 'nothing'))"
+        "print(xaffine.testing.check_affine.__name__, xaffine.curvature.__name__, xaffine.per_sample.__name__)"
     )
     child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert child.stdout.splitlines() == [
-        "['backends', 'initializers']", "check_affine xaffine.curvature xaffine.per_sample", "True False"
+        "True False", "['backends', 'initializers']", "check_affine xaffine.curvature xaffine.per_sample"
     ]  # fmt: skip
+
+
+def test_hints_of_types_can_be_read_at_run_time() -> None:
+    for module in (xaffine.functional, xaffine.curvature, xaffine.per_sample):
+        for name in module.__all__:
+            assert typing.get_type_hints(getattr(module, name))
 
 
 def test_devices_are_found_by_their_text(backend: Backend) -> None:
@@ -267,7 +275,7 @@ class TestLibraryWithoutAFile:
             assert type(result) is type(x)
             assert np.array_equal(np.asarray(result), case.exact()[name].value), name
         with pytest.raises(
-            TypeError, match=r"two libraries: x is float32 \(3, 4\) \(array_api_strict on .*Bring W to array_"
+            TypeError, match=r"two libraries: x is float32 \(3, 4\) \(array_api_strict on .*Bring x to numpy"
         ):
             affine(x, case.W.values)
 

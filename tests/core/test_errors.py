@@ -45,9 +45,13 @@ CALLS = {
     "W is no matrix": lambda: affine(x, numpy_ones(3), b),
     "W of a layer is no matrix": lambda: AffineLayer(numpy_ones(3)),
     "W of torch, by x": lambda: affine(numpy_ones(2, 4), W),
+    "W of torch, by x, mapped along its last axis": lambda: affine(numpy_ones(2, 5, 4), W),
     "W of torch, by b": lambda: AffineLayer(W, numpy_ones(3)),
-    "sizes in the place of weights": lambda: AffineLayer(64, 10),
+    "sizes in the place of weights": lambda: AffineLayer(np.int64(64), 10),
     "one size in the place of weights": lambda: AffineLayer(64),
+    "a shape in the place of weights": lambda: AffineLayer((64, 10)),
+    "x of another size, where b shows that W is right": lambda: affine(numpy_ones(2, 4), W, b),
+    "b of another size": lambda: affine(x, W, numpy_ones(5)),
     "b is broadcast": lambda: affine(x, W, numpy_ones(4, 1)),
     "b of a layer is broadcast": lambda: AffineLayer(W, numpy_ones(1, 4)),
     "x has no axis": lambda: affine(numpy_ones(), W, b),
@@ -63,6 +67,9 @@ CALLS = {
     "dy of another kind": lambda: affine_backward(numpy_ones(2, 4, dtype="int8"), x, W),
     "no array": lambda: affine([[1.0]], W),
     "no array at all": lambda: affine([[1.0]], [[1.0]]),
+    "a tuple of tuples for W": lambda: AffineLayer(((1.0, 2.0),)),
+    "x in another library than W and b": lambda: affine(array_api_strict.ones((2, 3)), W, b),
+    "dy in another library than all": lambda: affine_backward(array_api_strict.ones((2, 4)), x, W, b),
     "None for W": lambda: affine(x, None),
     "a NumPy scalar": lambda: affine(np.float32(1), W),
     "two libraries": lambda: affine(x, array_api_strict.ones((3, 4)), b),
@@ -99,6 +106,9 @@ CALLS = {
     "cotangent of dW has another shape": lambda: affine_double_backward((None, x, None), dy, x, W, b),
     "cotangent of no bias": lambda: affine_double_backward((None, None, b), dy, x, W),
     "vector is no tuple": lambda: gauss_newton_vector_product(W, lambda y_dot: y_dot, x, W),
+    "vector is of another kind": lambda: gauss_newton_vector_product(
+        (None, numpy_ones(3, 4, dtype="int32")), lambda y_dot: y_dot, x, W
+    ),
     "vector has another shape": lambda: gauss_newton_vector_product((W, x, x), lambda y_dot: y_dot, x, W, b),
     "factors of integers": lambda: kronecker_factors(*[numpy_ones(2, 2, dtype="int32")] * 3),
     "factors of an empty batch": lambda: kronecker_factors(numpy_ones(0, 4), numpy_ones(0, 3), W),
@@ -230,7 +240,10 @@ def test_dtypes_without_a_common_one(backend: Backend, ones: Any) -> None:
 def test_what_is_no_array(backend: Backend, ones: Any, bad: Any) -> None:
     library = backend.namespace.removeprefix("array_api_compat.")
     for name, operands in {"x": (bad, ones(3, 4)), "W": (ones(2, 3), bad)}.items():
-        with pytest.raises(TypeError, match=rf"^{name} is no array .* for example {library}\.asarray\({name}\)$"):
+        advice = rf"for example {library}\.asarray\({name}\)$"
+        if bad is None or isinstance(bad, str):
+            advice = f"Pass an array for {name}$"
+        with pytest.raises(TypeError, match=rf"^{name} is no array .*{advice}"):
             affine(*operands)
     with pytest.raises(TypeError, match="dy is no array"):
         affine_backward(bad, ones(2, 3), ones(3, 4))
@@ -241,11 +254,11 @@ def test_arrays_of_two_libraries(backend: Backend, ones: Any) -> None:
         foreign = array_api_strict.ones((3, 4), dtype=array_api_strict.float32)
     else:
         foreign = np.ones((3, 4), "float32")
-    words = r"two libraries: x is float32 \(2, 3\).*W is float32 \(3, 4\).*Bring W to .* first, as by "
+    words = r"two libraries: x is float32 \(2, 3\).*W is float32 \(3, 4\).*Bring x to .* first, as by "
     with pytest.raises(TypeError, match=words) as caught:
         affine(ones(2, 3), foreign)
-    moved = eval(str(caught.value).rpartition(" by ")[2], {"xaffine": xaffine, "W": foreign})  # noqa: S307
-    assert affine(ones(2, 3), moved).shape == (2, 4)
+    moved = eval(str(caught.value).rpartition(" by ")[2], {"xaffine": xaffine, "x": ones(2, 3)})  # noqa: S307
+    assert affine(moved, foreign).shape == (2, 4)
     with pytest.raises(TypeError, match="two libraries"):
         affine_backward(foreign[:2, :], ones(2, 3), ones(3, 4))
 

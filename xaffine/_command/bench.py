@@ -16,6 +16,7 @@ import importlib.metadata
 import importlib.util
 import itertools
 import json
+import re
 import statistics
 import sys
 from collections import deque
@@ -58,7 +59,7 @@ GRID = (
 _BACKENDS = ("numpy", "torch", "jax", "cupy")  # whose products into ready memory are known here
 _WHAT = {"forward": 2, "backward": 4, "both": 6}  # and how many operations it has, in units of N·n·m
 _WIDEST = 18  # characters of a name in the table
-_WORTH = 0.9  # of the time without buffers, from which on they are recommended
+_WORTH = 0.9  # of the time without buffers: where they take no more, they are recommended
 _LARGE = 8192  # the square product that shows the rate of a card
 _SILENCE = 600.0  # seconds without a sign of life from a process
 
@@ -92,9 +93,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _shape(text: str) -> tuple[int, int, int]:
-    N, n, m = map(int, text.replace("x", ",").split(","))
-    if min(N, n, m) < 1:
-        raise ValueError
+    extents = re.fullmatch(r"(\d+)[x,](\d+)[x,](\d+)", text)
+    if extents is None or "0" in extents.groups():
+        msg = f"wanted N,n,m, each at least 1, such as 64,512,512; got {text!r}"
+        raise argparse.ArgumentTypeError(msg)
+    N, n, m = map(int, extents.groups())
     return N, n, m
 
 
@@ -107,7 +110,10 @@ def _count(text: str) -> int:
 def run(options: argparse.Namespace) -> int:
     """Time what the command line asks for; 0, or 2 where something could not be timed."""
     if options.plot is not None and importlib.util.find_spec("matplotlib") is None:
-        print("xaffine bench could not run: to draw: pip install matplotlib", file=sys.stderr)
+        print(
+            "xaffine bench could not run: --plot draws with matplotlib; to get it: pip install matplotlib",
+            file=sys.stderr,
+        )
         return 2
     if options.json is not None:
         try:
@@ -183,10 +189,10 @@ def _print_rows(found: dict[str, Any]) -> None:
         f"{row['group']} {row['dtype']} {_text_of(row['shape'])} ({row['to']['xaffine']:.2f})"
         for row in found["rows"]
         if (row["implementation"], row["what"], row["cache"]) == ("xaffine, out=", "both", "warm")
-        and row["to"]["xaffine"] < _WORTH
+        and row["to"]["xaffine"] <= _WORTH
     ]
     if saving:
-        print("out= is worth its buffers, as both take at most 0.9 of the time without, at")
+        print(f"out= pays, since both together take at most {_WORTH} of the time without it, at")
         print("\n".join(f"  {each}" for each in saving))
 
 

@@ -55,9 +55,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backend", metavar="NAME", help=f"one of {', '.join(backends.names())}")
     parser.add_argument("--adapter", choices=get_args(Adapter), help="what TARGET is, if not what it looks like")
     parser.add_argument("--device", help="one of the backend's devices, for example cuda:0; gpu is its first GPU")
-    parser.add_argument("--dtype", nargs="+", default=["float32", "float64"], help="one for each case")
+    parser.add_argument("--dtype", nargs="+", help="one for each case; float32 and float64 by default")
     parser.add_argument("--mixed", action="store_true", help="several dtypes in one case")
-    parser.add_argument("--tf32", action="store_true", help="let float32 products round their factors to TF32")
+    parser.add_argument("--tf32", action="store_true", help="factors may be rounded to TF32; float32 by default")
     parser.add_argument("--examples", type=int, default=100, metavar="N", help="cases for each property (100)")
     parser.add_argument("--large", type=int, default=10, metavar="N", help="cases at the edges of tiles, and long (10)")
     parser.add_argument("--seed", type=int, help="draws the same cases again")
@@ -79,7 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Check the target of the command line and print what was found, the verdict last; the exit code."""
     files = {view: file for view in _VIEWS if (file := getattr(options, view, None)) is not None}
-    for some in (options.dtype, options.only, options.supports or []):  # which take whatever follows them
+    for some in (options.dtype or [], options.only, options.supports or []):  # which take whatever follows them
         if options.target is None and some and ":" in some[-1]:
             options.target = some.pop()
     if options.target is None:

@@ -290,7 +290,8 @@ def _print_reports(machine: dict[str, Any], reports: list[dict[str, Any]]) -> No
     if absent:
         requirements = ", ".join(backends._INSTALL[name] for name in absent)
         print(f"\nnot installed; pip install any of: {requirements}")
-    print(f"\n{_summary(here)}")
+    if here:
+        print(f"\n{_summary(here)}")
 
 
 def _summary(reports: list[dict[str, Any]]) -> str:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import numbers
 from typing import Any, Literal, TypeAlias, get_args
 
 import array_api_compat
@@ -23,11 +24,11 @@ from xaffine.backends.standard import Array, Backend
 
 __all__ = ["Array", "Backend", "backend_of", "get", "installed", "move", "names"]
 
+# A new library is its name here, one entry below it, and a file of that name.
 Name: TypeAlias = Literal["numpy", "cupy", "torch", "jax", "dask", "array-api-strict", "ndonnx", "sparse"]
 """The name of a backend."""
 
-# A new library is one entry here, with what pip is told to install, and a file of that name.
-_INSTALL = {
+_INSTALL: dict[str, str] = {  # what pip is told to install
     "numpy": "numpy",
     "cupy": '"cupy-cuda13x[ctk]"',
     "torch": "torch",
@@ -180,21 +181,26 @@ def _together(**operands: Any) -> tuple[Backend, Any, str]:
         name = next((name for name in strangers if hasattr(operands[name], "filled")), strangers[0])
         method = next((method for method in _CONVERSIONS if hasattr(operands[name], method)), None)
         library = next((b.namespace.removeprefix("array_api_compat.") for b in found.values()), "numpy")
-        remedy = f"{library}.asarray({name})" if method is None else f"{name}.{method}()"
         if method == "filled":
-            remedy = f"{name}.filled(0), with the value that masked elements stand for"
+            call = f"{name}.filled(0), with the value that masked elements stand for"
+        else:
+            call = f"{library}.asarray({name})" if method is None else f"{name}.{method}()"
+        is_convertible = method is not None or isinstance(operands[name], (list, tuple, numbers.Number, np.matrix))
         msg = (
             f"{' and '.join(strangers)} {'is no array' if len(strangers) == 1 else 'are no arrays'} of a library that "
-            f"follows the array API standard: "
-            f"{_describe(**operands)}. Make it one first, for example {remedy}"
+            f"follows the array API standard: {_describe(**operands)}. "
+            f"{f'Make it one first, for example {call}' if is_convertible else f'Pass an array for {name}'}"
         )
         raise TypeError(msg)
     first = next(iter(found.values()))
-    if others := [name for name, backend in found.items() if backend is not first]:
-        move = f"xaffine.backends.move({others[0]}, xaffine.backends.get({first.name!r}))"
+    if any(backend is not first for backend in found.values()):
+        backends = list(found.values())
+        # Towards the library of most of them; of two, towards that of W, since weights rarely move.
+        goal = max(reversed(backends), key=lambda backend: (backend.name in _INSTALL, backends.count(backend)))
+        others = [name for name, backend in found.items() if backend is not goal]
         msg = (
-            f"arrays of two libraries: {_describe(**operands)}. Bring {' and '.join(others)} to {first.name} first, "
-            f"as by {move}"
+            f"arrays of two libraries: {_describe(**operands)}. Bring {' and '.join(others)} to {goal.name} first, "
+            f"as by xaffine.backends.move({others[0]}, {goal.name!r})"
         )
         raise TypeError(msg)
     dtype, kind = first.common_dtype(**operands)
@@ -237,15 +243,15 @@ def _of_file(file: str) -> Backend:
     return importlib.import_module(f"xaffine.backends.{file}").BACKEND  # type: ignore[no-any-return]
 
 
-def move(array: Array, backend: Backend, *, device: Any = None, dtype: str | None = None) -> Array:
+def move(array: Array, backend: Backend | Name | str, *, device: Any = None, dtype: str | None = None) -> Array:
     """Bring an array to a library, a device and a dtype: by DLPack where both libraries have it, else by the host.
 
     Parameters
     ----------
     array
         Of any backend; a lazy one is computed.
-    backend : Backend
-        Where to.
+    backend : Backend or str
+        Where to, by its name or as from `get`.
     device : optional
         One of the backend's devices; by default where the array is, also in another library if it has that GPU; else
         the default one.
@@ -262,14 +268,15 @@ def move(array: Array, backend: Backend, *, device: Any = None, dtype: str | Non
     TypeError
         As `backend_of`; or a dtype of another kind: integer, real floating, complex floating.
     ValueError
-        The backend has no such dtype there.
+        The backend has no such dtype there; ImportError and RuntimeError as `get`.
 
     Examples
     --------
     >>> x = np.ones(2)
-    >>> move(x, get("numpy")) is x, move(x, get("numpy"), dtype="float32").dtype.name
+    >>> move(x, "numpy") is x, move(x, "numpy", dtype="float32").dtype.name
     (True, 'float32')
     """
+    backend = get(backend) if isinstance(backend, str) else backend
     source = backend_of(array)
     name = own = source.dtype_name(array.dtype)
     if dtype is not None:

@@ -156,7 +156,7 @@ class Cupy(Backend):
             why = f" ({error})"
         return (
             f"no CUDA device{why}\nIt needs an NVIDIA GPU, and a driver for its CUDA, which `nvidia-smi` names: "
-            "cupy-cuda13x is for CUDA 13, cupy-cuda12x for CUDA 12"
+            '"cupy-cuda13x[ctk]" is for CUDA 13, "cupy-cuda12x[ctk]" for CUDA 12'
         )
 
     def missing_on(self, device: Any) -> Collection[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import re
 import time
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial, reduce
@@ -19,7 +20,7 @@ import numpy as np
 from xaffine.backends._memory import Memory, are_apart
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Collection, Iterable, Sequence
     from types import ModuleType
 
 __all__ = ["KINDS", "LARGER_THAN_CACHES", "Array", "Backend", "Result", "is_known", "shape_text", "written"]
@@ -547,7 +548,7 @@ class Backend:
                 return common, kinds[0]
             msg = (
                 f"{self.name} has no common dtype of the same kind for these: {self.describe_all(**operands)}{reason}. "
-                f"{self._how_to_cast(self.dtype_name(dtypes[0]), **operands)}"
+                f"{self._how_to_cast(_widest(map(self.dtype_name, dtypes)), **operands)}"
             )
             raise TypeError(msg)
         ranks = [KINDS.index(kind) if kind else -1 for kind in kinds]
@@ -705,6 +706,12 @@ class Backend:
         """Σ ``|a|²`` along the last axis."""
         squares = self.xp.vecdot(array, array)
         return self.xp.real(squares) if self.kind(squares.dtype) == "complex floating" else squares
+
+
+def _widest(dtypes: Iterable[str]) -> str:
+    """What dtypes of one kind can be cast to: the widest, signed if there is one; float32 of halves, which differ."""
+    widest = max(dtypes, key=lambda name: (int(re.sub(r"\D", "", name)), not name.startswith("u")))
+    return "float32" if widest.endswith("float16") else widest
 
 
 def is_known(extent: Any) -> bool:

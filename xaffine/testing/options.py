@@ -32,8 +32,9 @@ class Options:
         What it is, out of those of `adapt`; by default what it looks like.
     device : optional
         One of the backend's devices, or its text; the default one if not given.
-    dtype : str or sequence of str
-        The dtype of x, W, b and dy; of several, one for each case.
+    dtype : str or sequence of str, optional
+        The dtype of x, W, b and dy; of several, one for each case. By default float32 and float64, with factors in TF32
+        float32 alone.
     mixed : bool
         Whether of several dtypes any that go together are drawn in one case.
     max_examples : int
@@ -80,7 +81,7 @@ class Options:
     backend: backends.Name | str | None = None
     adapter: Adapter | None = None
     device: Any = None
-    dtype: str | Sequence[str] = ("float32", "float64")
+    dtype: str | Sequence[str] | None = None
     mixed: bool = False
     max_examples: int = 100
     large: int = 0
@@ -106,6 +107,13 @@ class Options:
         if unknown := [name for name in self.properties if isinstance(name, str) and name not in known]:
             msg = f"no property and no tier is called {' or '.join(map(repr, unknown))}; there are {', '.join(known)}"
             raise ValueError(msg)
+
+    @property
+    def dtypes(self) -> tuple[Any, ...]:
+        """The dtypes to check, as they were given or by default."""
+        if self.dtype is None:
+            return ("float32",) if self.tf32 else ("float32", "float64")
+        return tuple(self.dtype) if isinstance(self.dtype, list | tuple) else (self.dtype,)
 
     @property
     def tf32(self) -> bool:

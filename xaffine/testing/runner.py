@@ -68,7 +68,7 @@ class Plan:
     def _find_parts(self) -> None:
         """Find out what can be checked."""
         options, facts, summation = self.options, self.subject.facts, self.options.summation
-        wanted = tuple(options.dtype) if isinstance(options.dtype, list | tuple) else (options.dtype,)
+        wanted = options.dtypes
         if not wanted or not all(isinstance(d, str) and d in facts.dtypes for d in wanted):
             known = ", ".join(facts.dtypes)
             msg = f"dtype {options.dtype!r} is not among those of the backend {facts.backend!r}: {known}"
@@ -279,7 +279,7 @@ def check_affine(make: Make, options: Options = Options(), **changes: Any) -> Re
     >>> max(result.worst_error for result in report.results) <= 1
     True
     """
-    options = replace(options, **changes)
+    options = _changed(options, changes)
     # A notebook shows how far it is; elsewhere a function prints nothing.
     shown = progress_lines if "ipykernel" in sys.modules else lambda _: nullcontext(lambda *_: None)
     with closing(Plan(make, options)) as plan, shown(len(plan.parts)) as show:
@@ -289,6 +289,16 @@ def check_affine(make: Make, options: Options = Options(), **changes: Any) -> Re
                 raise result.failure
             results.append(result)
         return plan.report(results)
+
+
+def _changed(options: Options, changes: dict[str, Any]) -> Options:
+    if not isinstance(options, Options):
+        msg = f"options must be an Options, not {options!r}: pass fields by name, such as backend='torch'"
+        raise TypeError(msg)
+    if unknown := changes.keys() - Options.__dataclass_fields__.keys():
+        msg = f"there is no option {' or '.join(sorted(unknown))}; there are {', '.join(Options.__dataclass_fields__)}"
+        raise TypeError(msg)
+    return replace(options, **changes)
 
 
 def property_tests(make: Make, options: Options = Options(seed=0), **changes: Any) -> Callable[..., None]:  # noqa: B008
@@ -320,9 +330,12 @@ def property_tests(make: Make, options: Options = Options(seed=0), **changes: An
     >>> test_layer = property_tests(AffineLayer, max_examples=5)
     >>> test_layer(xaffine.testing.PROPERTIES[0])  # as pytest calls it, with each of them
     """
-    import pytest
-
-    options = replace(options, **changes)
+    try:
+        import pytest
+    except ImportError as error:
+        msg = "property_tests makes tests of pytest; to get it: pip install pytest"
+        raise ModuleNotFoundError(msg, name="pytest") from error
+    options = _changed(options, changes)
     properties = [prop for prop in options.chosen if options.strict or prop.tier != "manners"]
 
     @pytest.mark.parametrize("prop", properties, ids=[prop.name for prop in properties])
