@@ -215,7 +215,8 @@ def test_dtypes_of_two_kinds(backend: Backend, ones: Any, dtypes: Any, words: st
     names = {**operands, backend.package: importlib.import_module(backend.package)}
     for call in re.findall(r"\S+\([^()]*\)", str(caught.value).rpartition(" first: ")[2]):
         (name,) = set(re.findall(r"\b[xWb]\b", call))
-        operands[name] = eval(call, names)  # noqa: S307 - as a reader types it
+        with backend.on_device_of(operands[name]):
+            operands[name] = eval(call, names)  # noqa: S307 - as a reader types it
     assert backend.dtype_name(affine(*operands.values()).dtype) == "float32"
 
 
@@ -259,6 +260,12 @@ def test_arrays_of_two_libraries(backend: Backend, ones: Any) -> None:
         affine(ones(2, 3), foreign)
     moved = eval(str(caught.value).rpartition(" by ")[2], {"xaffine": xaffine, "x": ones(2, 3)})  # noqa: S307
     assert affine(moved, foreign).shape == (2, 4)
+    W = ones(3, 4)
+    with pytest.raises(TypeError, match=rf"Bring x to {backend.name} first, as by ") as caught:
+        affine(foreign[:2, :3], W, ones(4))
+    advised = str(caught.value).rpartition(" by ")[2]
+    moved = eval(advised, {"xaffine": xaffine, "x": foreign[:2, :3], "W": W})  # noqa: S307 - as a reader types it
+    assert affine(moved, W, ones(4)).shape == (2, 4)
     with pytest.raises(TypeError, match="two libraries"):
         affine_backward(foreign[:2, :], ones(2, 3), ones(3, 4))
 

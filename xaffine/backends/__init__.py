@@ -198,9 +198,12 @@ def _together(**operands: Any) -> tuple[Backend, Any, str]:
         # Towards the library of most of them; of two, towards that of W, since weights rarely move.
         goal = max(reversed(backends), key=lambda backend: (backend.name in _INSTALL, backends.count(backend)))
         others = [name for name, backend in found.items() if backend is not goal]
+        anchor = next(name for name, backend in found.items() if backend is goal)
+        is_default = goal.device_of(operands[anchor]) in (None, goal.devices[0])
+        move = f"xaffine.backends.move({others[0]}, {goal.name!r}{'' if is_default else f', device={anchor}.device'})"
         msg = (
             f"arrays of two libraries: {_describe(**operands)}. Bring {' and '.join(others)} to {goal.name} first, "
-            f"as by xaffine.backends.move({others[0]}, {goal.name!r})"
+            f"as by {move}"
         )
         raise TypeError(msg)
     dtype, kind = first.common_dtype(**operands)
