@@ -296,7 +296,7 @@ def test_right_layer_in_a_process_of_its_own(backend: Backend, device: Any) -> N
     options |= {"max_examples": 20} if fast else {"max_examples": 4, "properties": ["exact", "inputs_are_left_alone"]}
     report = check_affine("xaffine:AffineLayer", **options)
     assert (report.verdict, report.isolated) == ("right", True)
-    assert device is None or report.device == str(device)
+    assert device is None or report.device == backend.device_name(device)
 
 
 def test_module_that_writes_to_our_pipes_when_it_is_imported_is_wrong(folder: Path, capfd: Any) -> None:
