@@ -280,5 +280,11 @@ def test_wrong_options_exit_with_2(arguments: list[str]) -> None:
     assert exit_.value.code == 2
 
 
+def test_shape_that_is_none_says_what_is_wanted(capsys: Any) -> None:
+    with pytest.raises(SystemExit):
+        __main__.main(["bench", "--shapes", "64,512"])
+    assert "wanted N,n,m, each at least 1, such as 64,512,512; got '64,512'" in capsys.readouterr().err
+
+
 def test_quartiles_of_one_round_are_that_round() -> None:
     assert bench._quartiles([2.0]) == (2.0, 2.0, 2.0)

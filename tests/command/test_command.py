@@ -362,6 +362,10 @@ def test_interrupt_leaves_what_was_examined(monkeypatch: pytest.MonkeyPatch, cap
     printed = capsys.readouterr()
     assert json.loads(printed.out)["backends"] == [RIGHT]
     assert printed.err == "xaffine: interrupted\n"
+    examined(monkeypatch, report("torch"))
+    monkeypatch.setattr(doctor, "examine_in_worker", interrupt)
+    assert __main__.main([]) == 130
+    assert capsys.readouterr().out.endswith("beside the same matrix products alone.\n")
 
 
 def test_version(capsys: Any) -> None:

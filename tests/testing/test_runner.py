@@ -19,7 +19,7 @@ from hypothesis.errors import StopTest
 from tests.helpers import peers
 from tests.testing.bugs import Plain, TransposesWOnlyIfNotSquare
 from xaffine import AffineLayer
-from xaffine.testing import PROPERTIES, Case, Property, PropertyError, Report, check_affine, property_tests
+from xaffine.testing import PROPERTIES, Case, Property, PropertyError, Report, Summation, check_affine, property_tests
 from xaffine.testing.cases import FEATURES
 
 FORWARD_IS_EXACT, BACKWARD_IS_EXACT, FORWARD_IS_WITHIN_BOUND, *_ = PROPERTIES
@@ -183,6 +183,27 @@ def test_verifier_without_hypothesis_says_how_to_get_it(monkeypatch: pytest.Monk
     monkeypatch.setitem(__import__("sys").modules, "hypothesis", None)
     with pytest.raises(ModuleNotFoundError, match="pip install hypothesis"):
         check_affine(Plain)
+
+
+def test_tests_without_pytest_say_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "pytest", None)
+    with pytest.raises(ModuleNotFoundError, match="pip install pytest"):
+        property_tests(Plain)
+
+
+@pytest.mark.parametrize("check", [check_affine, property_tests])
+def test_options_that_are_none_are_named(check: Any) -> None:
+    with pytest.raises(TypeError, match="options must be an Options, not 'torch': pass fields by name"):
+        check(Plain, "torch")
+    with pytest.raises(TypeError, match=r"there is no option examples; there are backend, .*max_examples"):
+        check(Plain, examples=1)
+
+
+def test_factors_in_tf32_are_those_of_float32_by_default() -> None:
+    summation = Summation(factors="tf32", cuts=True)
+    assert check_affine(Plain, summation=summation, max_examples=5, seed=0).dtypes == ("float32",)
+    with pytest.raises(ValueError, match="only float32 and complex64 have factors in tf32; dtype has 'float64'"):
+        check_affine(Plain, summation=summation, dtype=["float32", "float64"])
 
 
 def test_device_can_be_named() -> None:
