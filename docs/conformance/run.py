@@ -99,7 +99,8 @@ def write_page(found: dict[str, Any]) -> str:
         most = max(result["examples"] for result in first["properties"])
         thinc = f"thinc {found['thinc']}, " if "thinc" in name else ""
         lines.append(f"| {name} | {thinc}{first['backend']} {first['version']} | {most} |")
-    lines += [f"\nNot run: {n}: {r['float32']}" for n, r in found["reports"].items() if n not in ran]
+    left_out = {name: report for name, report in found["reports"].items() if name not in ran}
+    lines += [f"\nNot run: {name}: {report['float32'].splitlines()[0]}" for name, report in left_out.items()]
     results = [result for report in ran.values() for result in report["float32"]["properties"]]
     errors = [result["worst_error"] for result in results if result["verdict"] == "holds"]
     lines += [
