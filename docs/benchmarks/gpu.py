@@ -84,7 +84,7 @@ except (ImportError, RuntimeError, ValueError) as error:
 else:
     if name == "torch":  # whose default device is the CPU
         backend.xp.set_default_device(device)
-    report = doctor.examine(name) | {"device": str(device)}
+    report = doctor.examine(name) | {"device": backend.device_name(device)}
 pathlib.Path(file).write_text(json.dumps(report))
 print(json.dumps(report, indent=1))
 sys.exit(report["status"] == "wrong")

@@ -99,5 +99,7 @@ def test_network_is_a_short_program_and_on_cupy_the_same_but_for_one_line(tmp_pa
     assert program.count("range(1000)") == 1
     short = program.replace("range(1000)", "range(100)")
     on_numpy = run(short, tmp_path)
-    on_cupy = run(short.replace(old, new), tmp_path, DOCS.parent / "tests" / "cupy_standin")
-    assert on_cupy.splitlines()[-1] == on_numpy.splitlines()[-1]  # the first is of values drawn anew
+    short = short.replace(old, new) + "\nprint(type(y).__module__, type(first.dW).__module__)"
+    *_, on_cupy, modules = run(short, tmp_path, DOCS.parent / "tests" / "cupy_standin").splitlines()
+    assert on_cupy == on_numpy.splitlines()[-1]  # the line before is of values drawn anew
+    assert {module.partition(".")[0] for module in modules.split()} == {"cupy"}
